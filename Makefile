@@ -1,0 +1,59 @@
+# The front door: `make demo` shows what Zeoid does, `make test` proves it.
+# Everything is installed into environments of its own below this folder; nothing is changed outside.
+
+PYTHON ?= python3
+VENV := .venv
+ZOPE_VENV := .venv-zope
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test test-all check bench fuzz clean
+
+help:
+	@echo "make demo           a storage server and three Zope processes that share it (CHECK=1: prove it and leave)"
+	@echo "make test           checks, then the tests"
+	@echo "make test-all       the tests with every combination of client, server and coding"
+	@echo "make check          ruff, mypy --strict, documentation of every option"
+	@echo "make bench          Zeoid beside ZEO, FileStorage and a bare socket; writes bench/results/"
+	@echo "make fuzz           throw bytes at the decoders (SECONDS=60)"
+
+# A Debian without the package python3-venv has Python but cannot make an environment.
+define make_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Zeoid needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	@rm -rf $(1)
+	$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+endef
+
+$(VENV)/.ready: pyproject.toml
+	$(call make_venv,$(VENV))
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Zope, with ZEO's stock client, in an environment of its own: it needs nothing of Zeoid.
+$(ZOPE_VENV)/.ready: demo/requirements.txt
+	$(call make_venv,$(ZOPE_VENV))
+	$(ZOPE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement demo/requirements.txt
+	@touch $@
+
+demo: $(VENV)/.ready $(ZOPE_VENV)/.ready
+	@$(RUN) -m demo $(if $(CHECK),--check)
+
+test: $(VENV)/.ready $(ZOPE_VENV)/.ready check
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-all: $(VENV)/.ready $(ZOPE_VENV)/.ready check
+	$(RUN) -m pytest --every-combination $(PYTEST_ARGS)
+
+check: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.ready
+	$(RUN) -m bench $(BENCH_ARGS)
+
+fuzz: $(VENV)/.ready
+	$(RUN) -m tests.fuzz --seconds $(or $(SECONDS),60)
+
+clean:
+	rm -rf $(VENV) $(ZOPE_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Object caches on the client's side, behind `zeoid.ports.ObjectCache`."""

@@ -1,0 +1,160 @@
+"""`zeoid serve`: run a storage server in the foreground until SIGTERM or SIGINT."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from zeoid import limits
+from zeoid.addresses import DEFAULT_PORT, TcpAddress, parse_address
+from zeoid.config.serving import ServingOptions, read_configuration, storages_of_path
+from zeoid.errors import ConfigurationError
+from zeoid.ports import Engine
+from zeoid.server.server import StorageFailure, StorageServer, serve_forever
+
+SUMMARY = "serve a database to other processes"
+
+log = logging.getLogger("zeoid.server")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?",
+        help="the data file, made if it does not exist; inside a Zope instance var/Data.fs is the default",
+    )  # fmt: skip
+    parser.add_argument("-h", "--host", metavar="HOST", help="the host to listen on (default: localhost)")
+    parser.add_argument(
+        "-p", "--port", metavar="PORT", type=_port,
+        help=f"the port to listen on (default: {DEFAULT_PORT}; 0: any free one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-a", "--address", metavar="ADDRESS", action="append",
+        help="host:port, [ipv6]:port or the path of a unix socket; may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "-C", "--configure", metavar="FILE", help="a configuration file, as ZEO's runzeo takes it"
+    )
+    parser.add_argument("--memory", action="store_true", help="keep everything in memory, and lose it")
+    parser.add_argument("--read-only", action="store_true", help="let nobody write")
+    parser.add_argument("--msgpack", action="store_true", help="offer the coding M5 instead of Z5")
+    parser.add_argument(
+        "--transaction-timeout", metavar="SECONDS", type=_seconds,
+        help="abort a transaction that is voted on and not finished in this time "
+        f"(default: {limits.TRANSACTION_TIMEOUT_S:g})",
+    )  # fmt: skip
+    parser.add_argument("--pid-file", metavar="FILE", help="write the process id to this file")
+    parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) < 65536:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port (0 to 65535)")
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < 1e9:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds")
+
+
+def options(arguments: argparse.Namespace) -> ServingOptions:
+    """The configuration file, if there is one, with what the command line says on top."""
+    given = ServingOptions()
+    if arguments.configure:
+        given = read_configuration(arguments.configure)
+        if arguments.path or arguments.memory:
+            raise ConfigurationError("the storages are in the configuration file; leave out the path")
+    if arguments.read_only:
+        given = replace(given, read_only=True)
+    if not arguments.configure:
+        given = replace(
+            given,
+            storages=storages_of_path(arguments.path, memory=arguments.memory, read_only=given.read_only),
+        )
+    if arguments.address:
+        if arguments.host or arguments.port is not None:
+            raise ConfigurationError("give --address, or --host and --port, not both")
+        given = replace(given, addresses=tuple(parse_address(text) for text in arguments.address))
+    elif arguments.host or arguments.port is not None:
+        port = DEFAULT_PORT if arguments.port is None else arguments.port
+        given = replace(given, addresses=(TcpAddress(arguments.host or "localhost", port),))
+    if arguments.msgpack:
+        given = replace(given, offer="M5")
+    if arguments.transaction_timeout is not None:
+        given = replace(given, transaction_timeout_s=arguments.transaction_timeout)
+    if arguments.pid_file:
+        given = replace(given, pid_file=Path(arguments.pid_file))
+    return given
+
+
+def run(arguments: argparse.Namespace) -> int:
+    given = options(arguments)
+    _start_log(given, logging.WARNING if arguments.quiet else logging.INFO)
+    engines = _open_all(given)
+    server = StorageServer(
+        engines,
+        read_only=given.read_only,
+        offer=given.offer,
+        transaction_timeout_s=given.transaction_timeout_s,
+        invalidation_log_transactions=given.invalidation_log_transactions,
+    )
+
+    def on_ready(loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stopping, server, number)
+
+    with _pid_file(given.pid_file):
+        try:
+            serve_forever(server, given.addresses, on_ready)
+        except StorageFailure:
+            return 1  # the log has said why
+    return 0
+
+
+def _stopping(server: StorageServer, number: signal.Signals) -> None:
+    log.info("stopping on %s", number.name)
+    server.stop()
+
+
+def _start_log(given: ServingOptions, level: int) -> None:
+    if given.start_log is not None:
+        given.start_log()
+    else:
+        logging.basicConfig(
+            stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s"
+        )  # fmt: skip
+
+
+def _open_all(given: ServingOptions) -> dict[str, Engine]:
+    engines: dict[str, Engine] = {}
+    try:
+        for name, opener in given.storages.items():
+            engines[name] = opener()
+            log.info("storage %r: %s", name, engines[name].name)
+    except BaseException:
+        for engine in engines.values():
+            engine.close()
+        raise
+    return engines
+
+
+@contextlib.contextmanager
+def _pid_file(path: Path | None):  # type: ignore[no-untyped-def]
+    if path is None:
+        yield
+        return
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as problem:
+        raise ConfigurationError(f"can't write {path}: {problem.strerror}") from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

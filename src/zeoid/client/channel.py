@@ -1,0 +1,449 @@
+"""One connection to a server, used by many threads: the socket, who reads it, and whose reply has come.
+
+A call is one send and one receive on the calling thread. Of the threads that wait, one is the *reader*: it
+reads the socket and delivers everything it meets in the order of the stream, the others' replies and the
+server's invalidations included. When its own reply has come it hands the role to another thread that
+waits. When nobody waits the role is free; a background thread takes it after a moment of idleness
+(`attend`) and gives it back as soon as a foreground call has had its reply.
+
+    role            event                            becomes
+    free            a thread waits for its reply     that thread's
+    free            `attend`, and idle               the background's
+    a thread's      its reply came, others wait      one of the others'
+    a thread's      its reply came, nobody waits     free
+    background's    it delivered a thread's reply    one of the waiting threads', or free
+
+Invariants:
+ 1. Only the holder of the role reads the socket and delivers, so deliveries are in stream order.
+ 2. Whoever leaves the role passes it on or sets it free; a waiting thread is woken by its reply, by the
+    role, by the end of the channel or by its deadline.
+ 3. A reader that is interrupted (a signal, a gevent kill) ends the channel: a half-read stream is never
+    left to others. So does a writer that is interrupted within a frame.
+ 4. A dead channel stays dead. What was under way on it raises Disconnected.
+"""
+
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from zeoid import limits
+from zeoid.errors import Disconnected, PeerError, TimedOut
+from zeoid.wire import faults
+from zeoid.wire.codec import FAULT
+from zeoid.wire.connection import ClientConnection, State
+
+log = logging.getLogger("zeoid.client")
+_monotonic = time.monotonic
+
+#: Called with the value of a reply, by the thread that delivers it, in stream order; returns what the
+#: caller gets.
+Hook = Callable[[Any], Any]
+#: Called with the name and the args of a one-way call by the server, in stream order.
+OnCall = Callable[[str, Any], None]
+
+
+class _Waiter:
+    """A call without a reply yet."""
+
+    __slots__ = ("done", "hook", "problem", "promoted", "value", "wake")
+
+    def __init__(self, hook: Hook | None) -> None:
+        self.hook = hook
+        self.done = False
+        self.promoted = False
+        self.value: Any = None
+        self.problem: BaseException | None = None
+        self.wake: threading.Lock | None = None
+
+
+_BACKGROUND = _Waiter(None)
+
+
+class Channel:
+    """See the module. Made with a connected socket, which it owns from then on."""
+
+    def __init__(self, sock: socket.socket, *, coding: str | None = None, peer: str = "") -> None:
+        sock.setblocking(False)
+        self.peer = peer
+        self._sock = sock
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._connection = ClientConnection(coding)
+        self._on_call: OnCall | None = None
+        self._early: list[tuple[str, Any]] = []
+        self._send_lock = threading.Lock()
+        self._roles = threading.Lock()
+        self._reader: _Waiter | None = None
+        self._waiting: dict[_Waiter, None] = {}
+        self._uses = 0
+        self._seen_uses = 0
+        self._last_sent_s = _monotonic()
+        self._dead: BaseException | None = None
+        self._on_death: Callable[[BaseException], None] | None = None
+
+    # Opening --------------------------------------------------------------------------------------
+
+    def shake_hands(self, timeout_s: float) -> None:
+        """Read the server's offer and answer it. Disconnected, TimedOut or PeerError if it fails."""
+        deadline_s = _monotonic() + timeout_s
+        try:
+            while self._connection.state is State.WAITING:
+                if not self._readable.poll(max(0.0, deadline_s - _monotonic()) * 1000):
+                    raise TimedOut(f"no offer from {self.peer} within {timeout_s:g} s")
+                data = self._sock.recv(limits.READ_BYTES)
+                if not data:
+                    raise Disconnected(f"{self.peer} closed the connection")
+                self._deliver(data)
+        except BaseException as problem:
+            self._die(problem)
+            raise
+        self.send(self._connection.take_answer(), timeout_s)
+
+    def listen(self, on_call: OnCall, on_death: Callable[[BaseException], None]) -> None:
+        """From now on the server's calls go to *on_call*; those that came before this go there first.
+
+        To be called by the only thread that uses the channel so far. *on_death* is called once.
+        """
+        self._on_death = on_death
+        early, self._early = self._early, []
+        for name, args in early:
+            on_call(name, args)
+        self._on_call = on_call
+
+    @property
+    def protocol(self) -> str:
+        """M5 or Z5."""
+        return self._connection.protocol
+
+    @property
+    def offered(self) -> str:
+        """What the server offered: M5, Z5, or nothing yet."""
+        return self._connection.offered
+
+    @property
+    def alive(self) -> bool:
+        return self._dead is None
+
+    # Calling --------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        timeout_s: float,
+        *,
+        hook: Hook | None = None,
+        before: bytes = b"",
+    ) -> Any:
+        """Call the server and wait for the reply. *before* is sent in front, in the same write.
+
+        Raises what the server answered; TimedOut after *timeout_s*; Disconnected when the channel dies.
+        """
+        deadline_s = _monotonic() + timeout_s
+        waiter = _Waiter(hook)
+        self._acquire_sending(deadline_s)
+        try:
+            message = self._connection.call(waiter, name, args)
+            self._send(before + message if before else message, deadline_s)
+        finally:
+            self._release_sending()
+        return self._await(waiter, deadline_s, timeout_s)
+
+    def call_all(
+        self, name: str, all_args: Sequence[tuple[Any, ...]], timeout_s: float, hooks: Sequence[Hook]
+    ) -> list[Any]:
+        """Send all calls before waiting for their replies. Values, or the exceptions, in order."""
+        deadline_s = _monotonic() + timeout_s
+        waiters = [_Waiter(hook) for hook in hooks]
+        self._acquire_sending(deadline_s)
+        try:
+            make = self._connection.call
+            calls = [
+                make(waiter, name, args) for waiter, args in zip(waiters, all_args, strict=True)
+            ]  # fmt: skip
+            self._send(b"".join(calls), deadline_s)
+        finally:
+            self._release_sending()
+        results = []
+        for waiter in waiters:
+            try:
+                results.append(self._await(waiter, deadline_s, timeout_s))
+            except Disconnected:
+                raise
+            except Exception as problem:
+                results.append(problem)
+        return results
+
+    def encode_one_way(self, name: str, args: tuple[Any, ...]) -> bytes:
+        """The bytes of a one-way call, to be sent with `send` or in front of a call."""
+        with self._send_lock:
+            return self._connection.one_way(name, args)
+
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """Write whole messages."""
+        deadline_s = _monotonic() + timeout_s
+        self._acquire_sending(deadline_s)
+        try:
+            self._send(data, deadline_s)
+        finally:
+            self._release_sending()
+
+    def _acquire_sending(self, deadline_s: float) -> None:
+        if self._dead is not None:
+            self._raise_if_dead()
+        if not self._send_lock.acquire(False) and not self._send_lock.acquire(
+            timeout=max(0.0, deadline_s - _monotonic())
+        ):
+            raise TimedOut(f"{self.peer} does not read what it is sent")
+
+    def _release_sending(self) -> None:
+        self._send_lock.release()
+        if self._dead is not None:
+            self._close_socket()
+
+    def _send(self, data: bytes, deadline_s: float) -> None:
+        """Write all of *data*, holding the send lock. Whatever goes wrong within it ends the channel."""
+        try:
+            sent = self._sock.send(data)
+            if sent != len(data):
+                self._send_rest(memoryview(data)[sent:], deadline_s)
+        except BlockingIOError:
+            self._send_rest(memoryview(data), deadline_s)
+        except BaseException as problem:
+            self._die(problem)
+            if isinstance(problem, OSError):
+                self._raise_if_dead()
+            raise
+        self._last_sent_s = _monotonic()
+        self._uses += 1
+
+    def _send_rest(self, rest: memoryview, deadline_s: float) -> None:
+        writable = select.poll()
+        writable.register(self._sock, select.POLLOUT)
+        try:
+            while rest:
+                if not writable.poll(max(0.0, deadline_s - _monotonic()) * 1000):
+                    raise TimedOut(f"{self.peer} does not read what it is sent")
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                except BlockingIOError:
+                    continue
+        except BaseException as problem:
+            self._die(problem)
+            if isinstance(problem, OSError):
+                self._raise_if_dead()
+            raise
+
+    # Waiting and reading --------------------------------------------------------------------------
+
+    def _await(self, waiter: _Waiter, deadline_s: float, timeout_s: float) -> Any:
+        if not waiter.done:
+            try:
+                if self._take_role_or_queue(waiter) or (
+                    waiter.wake is not None and self._sleep(waiter, deadline_s)
+                ):
+                    self._read(waiter, deadline_s)
+            except BaseException as problem:
+                self._interrupted(waiter, problem)
+                raise
+        if not waiter.done:
+            self._raise_if_dead()
+            self._connection.forget(waiter)
+            raise TimedOut(f"no reply from {self.peer} within {timeout_s:g} s")
+        if waiter.problem is not None:
+            raise waiter.problem
+        return waiter.value
+
+    def _take_role_or_queue(self, waiter: _Waiter) -> bool:
+        """True when the role was free and is this thread's now; otherwise the waiter can be woken."""
+        with self._roles:
+            if waiter.done or self._dead is not None:
+                return False
+            if self._reader is None:
+                self._reader = waiter
+                return True
+            waiter.wake = threading.Lock()
+            waiter.wake.acquire()
+            self._waiting[waiter] = None
+            return False
+
+    def _sleep(self, waiter: _Waiter, deadline_s: float) -> bool:
+        """Wait until woken or late; True when woken to take the role."""
+        assert waiter.wake is not None
+        waiter.wake.acquire(timeout=max(0.0, deadline_s - _monotonic()))
+        with self._roles:
+            self._waiting.pop(waiter, None)
+            return waiter.promoted and not waiter.done
+
+    def _interrupted(self, waiter: _Waiter, problem: BaseException) -> None:
+        """An exception came from outside while this thread waited. Leave nothing to it that others need."""
+        with self._roles:
+            self._waiting.pop(waiter, None)
+            held = self._reader is waiter
+        if held:
+            self._die(problem)
+            with self._roles:
+                self._pass_on()
+        self._connection.forget(waiter)
+
+    def _read(self, waiter: _Waiter, deadline_s: float) -> None:
+        """Read and deliver, holding the role, until *waiter* has its reply; then pass the role on.
+
+        The background (`_BACKGROUND`) reads until any thread has had its reply.
+        """
+        try:
+            while not waiter.done and self._dead is None:
+                if not self._readable.poll(max(0.0, deadline_s - _monotonic()) * 1000):
+                    break
+                try:
+                    data = self._sock.recv(limits.READ_BYTES)
+                except BlockingIOError:
+                    continue  # poll was mistaken
+                if not data:
+                    raise Disconnected(f"{self.peer} closed the connection")
+                if self._deliver(data) and waiter is _BACKGROUND:
+                    break
+        except Exception as problem:
+            if not isinstance(problem, OSError | PeerError | Disconnected):
+                log.exception("%s: a fault while its messages were applied; connecting anew", self.peer)
+            self._die(problem)
+        except BaseException as problem:
+            self._die(problem)
+            raise
+        finally:
+            with self._roles:
+                self._pass_on()
+            if self._dead is not None:
+                self._close_socket()
+
+    def _pass_on(self) -> None:
+        """Give the role to a thread that waits, or set it free. The roles lock is held."""
+        self._reader = None
+        for waiter in self._waiting:
+            del self._waiting[waiter]
+            waiter.promoted = True
+            self._reader = waiter
+            assert waiter.wake is not None
+            waiter.wake.release()
+            return
+
+    def _deliver(self, data: bytes) -> bool:
+        """Hand everything in *data* to whom it is for, in order; True if a waiting thread got its reply."""
+        woke = False
+        reader: Any = self._reader
+        for slot, flag, name, args in self._connection.receive(data):
+            if slot is None:
+                if self._on_call is None:
+                    self._early.append((name, args))
+                else:
+                    self._on_call(name, args)
+                continue
+            try:
+                if flag == FAULT:
+                    slot.problem = faults.rebuild(args)
+                elif slot.hook is None:
+                    slot.value = args
+                else:
+                    slot.value = slot.hook(args)
+            except Exception as problem:
+                slot.problem = problem
+                raise
+            finally:
+                if slot is reader:
+                    slot.done = True  # no other thread looks at it
+                else:
+                    woke = True
+                    self._finish(slot)
+        return woke
+
+    def _finish(self, waiter: _Waiter) -> None:
+        """Its reply is there: wake its thread if it sleeps."""
+        with self._roles:
+            waiter.done = True
+            if self._waiting.pop(waiter, False) is None:
+                assert waiter.wake is not None
+                waiter.wake.release()
+
+    # The background -------------------------------------------------------------------------------
+
+    def attend(self, turn_s: float) -> None:
+        """The background's turn: read while no thread does, for at most about *turn_s*.
+
+        Returns without reading when there was a foreground call since the last time.
+        """
+        if self._uses != self._seen_uses:
+            self._seen_uses = self._uses
+            return
+        with self._roles:
+            if self._reader is not None or self._dead is not None:
+                return
+            self._reader = _BACKGROUND
+        self._read(_BACKGROUND, _monotonic() + turn_s)
+
+    def drain(self) -> None:
+        """Deliver what has already arrived, unless another thread is reading anyway."""
+        with self._roles:
+            if self._reader is not None or self._dead is not None:
+                return
+            self._reader = _BACKGROUND
+        self._read(_BACKGROUND, 0.0)
+
+    def beat(self) -> None:
+        """Send a heartbeat if nothing was sent for a while."""
+        if _monotonic() - self._last_sent_s >= limits.HEARTBEAT_S and self._send_lock.acquire(False):
+            try:
+                uses = self._uses
+                self._send(self._connection.heartbeat(), _monotonic() + limits.HEARTBEAT_S)
+                self._uses = uses
+            except Disconnected:
+                pass
+            finally:
+                self._release_sending()
+
+    # The end --------------------------------------------------------------------------------------
+
+    def close(self, reason: BaseException | None = None) -> None:
+        """End the channel; whoever waits gets Disconnected."""
+        self._die(reason or Disconnected("the storage was closed"))
+
+    def _die(self, problem: BaseException) -> None:
+        with self._roles:
+            if self._dead is not None:
+                return
+            self._dead = problem
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes whoever polls it
+        with self._roles:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            for waiter in waiting:
+                assert waiter.wake is not None
+                waiter.wake.release()
+        self._close_socket()
+        if self._on_death is not None:
+            self._on_death(problem)
+
+    def _close_socket(self) -> None:
+        """Close it as soon as no thread is using it: its number may be another file's afterwards."""
+        if self._reader is None and self._send_lock.acquire(False):
+            try:
+                self._sock.close()
+            finally:
+                self._send_lock.release()
+
+    def abandon(self) -> None:
+        """Forget a connection that belongs to the process this one was forked from: no byte is sent."""
+        self._dead = Disconnected("the connection belongs to the parent process")
+        self._sock.close()
+
+    def _raise_if_dead(self) -> None:
+        if self._dead is None:
+            return
+        if isinstance(self._dead, Disconnected):
+            raise type(self._dead)(*self._dead.args)
+        raise Disconnected(f"the connection to {self.peer} was lost: {self._dead}") from self._dead

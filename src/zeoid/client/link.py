@@ -1,0 +1,418 @@
+"""The connection of a client storage: making it, verifying it, keeping it, making it again.
+
+    state        event                                        becomes
+    CONNECTING   an address answered, was verified            READY
+    CONNECTING   none did                                     CONNECTING, after a wait with jitter
+    READY        the connection was lost                      CONNECTING
+    READY        (fallback) a writable server was found       CONNECTING, with that one first
+    any          close                                        CLOSED
+
+A background thread, the keeper, does all of it, and reads the socket while no other thread does. It is a
+daemon: a storage that nobody closed keeps no process alive. Owns the threads and the addresses; what a
+message means is the view's business.
+"""
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from ZODB.POSException import ReadOnlyError
+
+from zeoid import limits
+from zeoid.addresses import Address, TcpAddress, UnixAddress
+from zeoid.client.channel import Channel
+from zeoid.client.view import View
+from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut
+from zeoid.model import NO_TID
+from zeoid.wire.messages import CLIENT_METHODS
+
+log = logging.getLogger("zeoid.client")
+
+
+class State(Enum):
+    """See the table above."""
+
+    CONNECTING = "trying to connect"
+    READY = "connected"
+    CLOSED = "closed"
+
+
+class Access(Enum):
+    """What a client wants of a server."""
+
+    WRITE = "write"
+    READ = "read"
+    #: Write, but rather read than nothing.
+    FALLBACK = "write, or else read"
+
+
+class Behind(ClientError):
+    """The server's last transaction is older than one that this client has seen."""
+
+
+class Link:
+    """Keeps one verified connection to one of several servers."""
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        storage: str,
+        view: View,
+        *,
+        access: Access,
+        timeout_s: float,
+        coding: str | None,
+        label: str,
+        jitter: Callable[[], float],
+        on_connected: Callable[[dict[str, Any]], None],
+        on_info: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.addresses = tuple(addresses)
+        self.view = view
+        self._storage = storage
+        self._access = access
+        self._timeout_s = timeout_s
+        self._coding = coding
+        self._label = label
+        self._jitter = jitter
+        self._on_connected = on_connected
+        self._on_info = on_info
+        self._reset(State.CONNECTING)
+
+    def _reset(self, state: State) -> None:
+        self._changed = threading.Condition()
+        self._state = state
+        self._channel: Channel | None = None
+        self._found_writer: tuple[Channel, Address, bytes] | None = None
+        self._seeking = False
+        self._plain: set[Address] = set()
+        self._failure: BaseException | None = None
+        self._refusal: ClientError | None = None
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        #: Grows with every connection, so that what belongs to an old one can be told.
+        self.generation = getattr(self, "generation", 0) + 1
+        self.peer: Address | None = None
+        self.read_only = self._access is Access.READ
+
+    # What the storage uses ------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def describe(self) -> str:
+        """The state in words, for people."""
+        if self._state is State.READY:
+            return f"connected to {self.peer}{', read-only' if self.read_only else ''}"
+        if self._state is State.CLOSED:
+            return "closed"
+        return f"trying to connect to {self._names()}"
+
+    def start(self) -> None:
+        """Begin to connect. Harmless when that was done already."""
+        with self._changed:
+            if self._thread is None and self._state is not State.CLOSED:
+                self._thread = threading.Thread(target=self._keep, name=f"zeoid {self._names()}", daemon=True)
+                self._thread.start()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the first connection. A refusal by every server is raised at once."""
+        self.start()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._state is not State.CONNECTING or self._refusal is not None, timeout_s
+            )
+            if self._state is State.CONNECTING:
+                raise self._refusal or self._no_connection(timeout_s)
+
+    def channel(self, timeout_s: float) -> Channel:
+        """The verified connection, waited for if need be. Disconnected when it does not come."""
+        channel = self._channel
+        if channel is not None:
+            return channel
+        self.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._channel or self._state is State.CLOSED, timeout_s)
+            if self._channel is not None:
+                return self._channel
+        if self.closed:
+            raise Disconnected("the storage is closed")
+        raise self._no_connection(timeout_s)
+
+    def _no_connection(self, timeout_s: float) -> TimedOut:
+        reason = str(self._failure or self._names())
+        return TimedOut(f"no connection to a storage server within {timeout_s:g} s: {reason}")
+
+    def current(self) -> Channel | None:
+        """The verified connection, if there is one at this moment."""
+        return self._channel
+
+    @property
+    def closed(self) -> bool:
+        return self._state is State.CLOSED
+
+    def close(self) -> None:
+        """Close the connection and end the threads. Idempotent."""
+        with self._changed:
+            self._state = State.CLOSED
+            channel, self._channel = self._channel, None
+            found, self._found_writer = self._found_writer, None
+            thread = self._thread
+            self._changed.notify_all()
+        self._wake.set()
+        for open_channel in (channel, found and found[0]):
+            if open_channel is not None:
+                open_channel.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(limits.CONNECT_TIMEOUT_S)
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's connection and threads are not ours."""
+        channel = self._channel
+        self._reset(State.CLOSED if self._state is State.CLOSED else State.CONNECTING)
+        if channel is not None:
+            channel.abandon()
+
+    def _names(self) -> str:
+        return ", ".join(map(str, self.addresses))
+
+    # The keeper -----------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        wait_s = limits.RECONNECT_FIRST_S
+        while not self.closed:
+            channel = self._connect()
+            if channel is None:
+                self._wake.wait(wait_s * (0.5 + self._jitter()))
+                wait_s = min(2 * wait_s, limits.RECONNECT_LAST_S)
+                continue
+            wait_s = limits.RECONNECT_FIRST_S
+            while channel.alive and not self.closed:
+                self._wake.wait(limits.IDLE_BEFORE_BACKGROUND_S)
+                channel.beat()
+                channel.attend(limits.HEARTBEAT_S)
+
+    def _connect(self) -> Channel | None:
+        """Try what was found, then every address once; the connection, verified and in use, or None."""
+        readable: tuple[Channel, Address, bytes] | None = None
+        refusals: list[ClientError] = []
+        with self._changed:
+            found, self._found_writer = self._found_writer, None
+        if found is not None and self._take(*found):
+            return self._channel
+        for address in self.addresses:
+            if self.closed:
+                break
+            try:
+                channel, tid, writable = self._open(address, self._access)
+            except ClientError as problem:
+                self._note_failure(address, problem)
+                if not isinstance(problem, Disconnected):
+                    refusals.append(problem)
+                continue
+            except (OSError, PeerError, ReadOnlyError) as problem:
+                self._note_failure(address, problem)
+                continue
+            if writable or self._access is Access.READ:
+                if self._take(channel, address, tid):
+                    if readable is not None:
+                        readable[0].close()
+                    return self._channel
+            elif readable is None:
+                readable = channel, address, tid
+            else:
+                channel.close()
+        if readable is not None and self._take(*readable, read_only=True):
+            return self._channel
+        if len(refusals) == len(self.addresses):
+            with self._changed:
+                self._refusal = refusals[0]
+                self._changed.notify_all()
+        return None
+
+    def _note_failure(self, address: Address, problem: BaseException) -> None:
+        text = _reason(problem)
+        text = text if str(address) in text else f"{address}: {text}"
+        if self._failure is None or str(self._failure) != text:
+            log.warning("%s", text)
+        self._failure = Disconnected(text)
+
+    def _open(self, address: Address, access: Access) -> tuple[Channel, bytes, bool]:
+        """A registered connection, the server's last tid, and whether it may write."""
+        log.log(logging.DEBUG if self._failure else logging.INFO, "trying to connect to %s", address)
+        coding = self._coding or ("Z5" if address in self._plain else "M5")
+        channel = Channel(_connected_socket(address), coding=coding, peer=str(address))
+        try:
+            channel.shake_hands(limits.CONNECT_TIMEOUT_S)
+            try:
+                tid = self._register(channel, access is Access.READ)
+            except TimedOut:
+                raise
+            except Disconnected:
+                if coding == "M5" and channel.offered == "Z5":
+                    # A stock server that has no msgpack: it can't read the answer M5. Z5 next time.
+                    self._plain.add(address)
+                raise
+            except ReadOnlyError:
+                if access is not Access.FALLBACK:
+                    raise
+                return channel, self._register(channel, True), False
+        except BaseException:
+            channel.close()
+            raise
+        return channel, tid, access is not Access.READ
+
+    def _register(self, channel: Channel, read_only: bool) -> bytes:
+        args = (self._storage, read_only)
+        try:
+            tid = channel.call("register", args, limits.CONNECT_TIMEOUT_S)
+        except (ValueError, TypeError) as refusal:
+            raise ClientError(f"{channel.peer} refused: {refusal}") from None
+        return tid or NO_TID
+
+    # Verification ---------------------------------------------------------------------------------
+
+    def _take(self, channel: Channel, address: Address, tid: bytes, read_only: bool = False) -> bool:
+        """Verify a registered connection and use it from now on. False, and it is closed, if it won't do."""
+        try:
+            self._verify(channel, tid)
+            info = channel.call("get_info", (), limits.CONNECT_TIMEOUT_S)
+            if self._label:
+                channel.send(
+                    channel.encode_one_way("set_client_label", (self._label,)), limits.CONNECT_TIMEOUT_S
+                )
+            channel.listen(self._on_call, self._lost)
+        except (OSError, PeerError, ClientError) as problem:
+            self._note_failure(address, problem)
+            channel.close()
+            return False
+        with self._changed:
+            if self._state is State.CLOSED or not channel.alive:
+                channel.close()
+                return False
+            self.peer = address
+            self.read_only = read_only or self._access is Access.READ
+            self.generation += 1
+            self._on_connected(info)
+            self._channel = channel
+            self._state = State.READY
+            self._failure = self._refusal = None
+            self._changed.notify_all()
+        log.info("connected to %s, storage %r, protocol %s", address, self._storage, channel.protocol)
+        if read_only and self._access is Access.FALLBACK:
+            self._seek_writer()
+        return True
+
+    def _verify(self, channel: Channel, server_tid: bytes) -> None:
+        """Bring the view up to the server. Invalidations that arrive meanwhile are applied by `listen`."""
+        last = self.view.last_tid()
+        if last == NO_TID:
+            self.view.begin(server_tid)
+        elif server_tid < last:
+            raise Behind(
+                f"{channel.peer} is behind: its last transaction is {server_tid.hex()}, and {last.hex()} was "
+                "seen before. If its database was restored from a back-up, restart this process"
+            )
+        elif server_tid > last:
+            missed = channel.call("getInvalidations", (last,), limits.CONNECT_TIMEOUT_S)
+            if missed is None:
+                log.warning("%s: too much was missed, the object cache is emptied", channel.peer)
+                self.view.start_over(server_tid)
+            else:
+                self.view.catch_up(max(missed[0], server_tid), missed[1])
+
+    def _on_call(self, name: str, args: Any) -> None:
+        """The server calls; in stream order."""
+        method = CLIENT_METHODS.get(name)
+        if method is None:
+            raise PeerError(f"the server called {name[:100]!r}, which there is not")
+        if name == "invalidateTransaction":
+            tid, oids = method.check(args)
+            if tid > self.view.last_tid():
+                self.view.invalidate(tid, oids)
+        else:
+            (info,) = method.check(args)
+            self._on_info(info)
+
+    def _lost(self, problem: BaseException) -> None:
+        with self._changed:
+            if self._state is State.READY:
+                self._state = State.CONNECTING
+                self._channel = None
+                log.warning("disconnected from %s: %s", self.peer, _reason(problem))
+                self._changed.notify_all()
+        self._wake.set()
+        self._wake.clear()
+
+    # Fallback -------------------------------------------------------------------------------------
+
+    def _seek_writer(self) -> None:
+        """Look for a writable server in the background, for as long as we have a read-only one."""
+        if not self._seeking:
+            self._seeking = True
+            threading.Thread(
+                target=self._seek,
+                args=(self.generation,),
+                name=f"zeoid seeks a writer: {self._names()}",
+                daemon=True,
+            ).start()
+
+    def _seek(self, generation: int) -> None:
+        try:
+            while not self._wake.wait(limits.WRITER_POLL_S * (0.5 + self._jitter())):
+                if self._state is not State.READY or self.generation != generation:
+                    return
+                for address in self.addresses:
+                    with contextlib.suppress(OSError, PeerError, ClientError, ReadOnlyError):
+                        channel, tid, _ = self._open(address, Access.WRITE)
+                        self._offer_writer(channel, address, tid)
+                        return
+        finally:
+            self._seeking = False
+
+    def _offer_writer(self, channel: Channel, address: Address, tid: bytes) -> None:
+        """A writable server was found: the keeper takes it instead of the read-only one."""
+        with self._changed:
+            old = self._channel
+            if self.closed:
+                old = None
+            else:
+                self._found_writer = channel, address, tid
+        if old is None:
+            channel.close()
+        else:
+            log.info("found a writable server, %s", address)
+            old.close(Disconnected("a writable server was found"))
+
+
+def _connected_socket(address: Address) -> socket.socket:
+    if isinstance(address, UnixAddress):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(limits.CONNECT_TIMEOUT_S)
+            sock.connect(address.path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    assert isinstance(address, TcpAddress)
+    sock = socket.create_connection((address.host, address.port), limits.CONNECT_TIMEOUT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if user_timeout is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, user_timeout, limits.UNACKNOWLEDGED_MS)
+    return sock
+
+
+def _reason(problem: BaseException) -> str:
+    if isinstance(problem, OSError) and problem.strerror:
+        return problem.strerror.lower()
+    if isinstance(problem, ReadOnlyError):
+        return "it is read-only"
+    return str(problem) or type(problem).__name__

@@ -1,0 +1,430 @@
+"""`ClientStorage`: a ZODB storage whose data is kept by a storage server.
+
+Owns the face: ZODB's storage methods with their meaning and their errors. The connection is `link`'s, what
+is known of the database is `view`'s, a transaction is `committing`'s. It has as many methods as ZODB asks
+of a storage, and each is short.
+"""
+
+import contextlib
+import itertools
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import zope.interface
+from ZODB import interfaces
+from ZODB.BaseStorage import copy
+from ZODB.ConflictResolution import ConflictResolvingStorage
+from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError, StorageTransactionError
+
+from zeoid import limits
+from zeoid.addresses import parse_addresses
+from zeoid.cache.memory import MemoryCache
+from zeoid.client.channel import Channel
+from zeoid.client.committing import Commit
+from zeoid.client.iteration import RemoteIteration
+from zeoid.client.link import Access, Link, State
+from zeoid.client.view import View
+from zeoid.errors import ConfigurationError, Disconnected, TimedOut
+from zeoid.model import MAX_TID, Revision
+
+#: What the server's storage provides, the client does, too.
+_PASSED_ON = {
+    (interface.__module__, interface.__name__): interface
+    for interface in (
+        interfaces.IStorageRestoreable,
+        interfaces.IStorageIteration,
+        interfaces.IStorageUndoable,
+        interfaces.IStorageCurrentRecordIteration,
+        interfaces.IExternalGC,
+    )
+}
+
+#: Every storage of this process, to be told of a fork.
+_storages: "weakref.WeakSet[ClientStorage]" = weakref.WeakSet()
+
+
+@zope.interface.implementer(interfaces.IMultiCommitStorage)
+class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
+    """A ZODB storage on a storage server, Zeoid's or ZEO's.
+
+    addr: where the server is: `(host, port)`, `"host:port"`, the path of a unix socket, a port on this
+        machine, or a list of these, which are tried in turn.
+    storage: the name of the storage on the server.
+    name: what `getName` begins with; the addresses if it is left out.
+    wait: wait for a connection before returning.
+    wait_timeout: seconds; the deadline of every call, and of waiting for a connection.
+    read_only: refuse to write, and be content with a read-only server.
+    read_only_fallback: prefer a server that can write, but take one that can't until there is one.
+    cache_size_bytes: the size of the object cache in memory.
+    client_label: a name for this client in the server's log.
+    server_sync: make a round trip at every transaction's begin, so that it sees what was committed before.
+    coding: "M5" or "Z5"; left out, the better one that both sides know.
+
+    Raises ConfigurationError for addresses that are none, TimedOut or a refusal if *wait* and no server can
+    be had. After that, methods raise ZODB's errors, and `zeoid.errors.Disconnected` (a StorageError and
+    TransientError of ZODB) while there is no connection. Safe for use by several threads. In a forked child
+    it connects anew.
+    """
+
+    def __init__(
+        self,
+        addr: Any,
+        storage: str = "1",
+        *,
+        name: str = "",
+        wait: bool = True,
+        wait_timeout: float | None = limits.WAIT_TIMEOUT_S,
+        read_only: bool = False,
+        read_only_fallback: bool = False,
+        cache_size_bytes: int = limits.CACHE_BYTES,
+        client_label: str = "",
+        server_sync: bool = False,
+        coding: str | None = None,
+    ) -> None:
+        addresses = parse_addresses(addr)
+        if read_only and read_only_fallback:
+            raise ConfigurationError("read_only and read_only_fallback exclude each other")
+        if coding not in (None, "M5", "Z5"):
+            raise ConfigurationError(f"coding must be M5 or Z5, not {coding!r}")
+        self.__name__ = name or ", ".join(map(str, addresses))
+        self._storage_name = storage
+        self._timeout_s = limits.WAIT_TIMEOUT_S if wait_timeout is None else wait_timeout
+        self._server_sync = server_sync
+        self._info: dict[str, Any] = {"length": 0, "size": 0, "supportsUndo": False, "interfaces": ()}
+        self._make_cache = partial(MemoryCache, cache_size_bytes)
+        self._view = View(self._make_cache())
+        self._numbers = itertools.count(1)
+        self._reset_locks()
+        self._link = Link(
+            addresses,
+            storage,
+            self._view,
+            access=Access.READ if read_only else Access.FALLBACK if read_only_fallback else Access.WRITE,
+            timeout_s=self._timeout_s,
+            coding=coding,
+            label=client_label,
+            jitter=random.random,
+            on_connected=self._connected,
+            on_info=self._info.update,
+        )
+        _storages.add(self)
+        if wait:
+            try:
+                self._link.wait(self._timeout_s)
+            except BaseException:
+                self._link.close()
+                raise
+        else:
+            self._link.start()
+
+    def _reset_locks(self) -> None:
+        #: One transaction of a connection at a time: the base protocol knows no more.
+        self._commit_lock = threading.Lock()
+        self._commits: dict[int, Commit] = {}
+        self._oid_lock = threading.Lock()
+        self._oids: list[bytes] = []
+        self._oids_of = 0
+
+    def _connected(self, info: Mapping[str, Any]) -> None:
+        self._info.update(info)
+        for pair in info.get("interfaces", ()):
+            interface = _PASSED_ON.get(tuple(pair))
+            if interface is not None and not interface.providedBy(self):
+                zope.interface.alsoProvides(self, interface)
+
+    def _after_fork(self) -> None:
+        self._reset_locks()
+        self._view.after_fork(self._make_cache())
+        self._link.after_fork()
+
+    # The storage as a whole -----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connection and end the threads. Calls that are under way raise Disconnected."""
+        self._link.close()
+
+    def registerDB(self, db: Any) -> None:
+        super().registerDB(db)
+        self._view.listener = db
+
+    def getName(self) -> str:
+        """The name and the state of the connection, such as "zoo (connected to zooserver:7700)"."""
+        return f"{self.__name__} ({self._link.describe()})"
+
+    def sortKey(self) -> str:
+        if self._link.peer is None:
+            raise Disconnected("the storage was never connected")
+        return f"{self._storage_name}:{self._link.peer}"
+
+    def is_connected(self) -> bool:
+        return self._link.state is State.READY
+
+    @property
+    def protocol(self) -> str:
+        """The coding in use, M5 or Z5; empty while not connected."""
+        channel = self._link.current()
+        return "" if channel is None else channel.protocol
+
+    def isReadOnly(self) -> bool:
+        return self._link.read_only
+
+    is_read_only = isReadOnly
+
+    def supportsUndo(self) -> bool:
+        return bool(self._info["supportsUndo"])
+
+    def getSize(self) -> int:
+        """The size of the storage in bytes, as last heard."""
+        return int(self._info["size"])
+
+    def __len__(self) -> int:
+        """The number of objects: asked of the server, or as last heard while there is none."""
+        with contextlib.suppress(Disconnected):
+            self._info.update(self._read("get_info"))
+        return int(self._info["length"])
+
+    def __bool__(self) -> bool:
+        return True
+
+    def sync(self, force: bool = True) -> None:
+        """Apply what has arrived from the server. With `server_sync`, all that was committed before now."""
+        if self._server_sync:
+            self._read("ping")
+        else:
+            channel = self._link.current()
+            if channel is not None:
+                channel.drain()
+
+    def ping(self) -> None:
+        """A round trip."""
+        self._read("ping")
+
+    def server_status(self) -> dict[str, Any]:
+        """The figures of the server for this storage."""
+        status: dict[str, Any] = self._read("server_status")
+        return status
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def _read(self, name: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """A call that may be repeated: when the connection is lost, it is made again on the next one."""
+        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            channel = self._link.channel(left_s)
+            try:
+                return channel.call(name, args, left_s)
+            except TimedOut:
+                raise
+            except Disconnected:
+                if self._link.state is State.CLOSED:
+                    raise
+
+    def lastTransaction(self) -> bytes:
+        return self._view.last_tid()
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> Revision | None:
+        view = self._view
+        found = view.lookup(oid, tid)
+        if found is not None:
+            return found
+        timeout_s = self._timeout_s
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            channel = self._link.channel(timeout_s)
+            try:
+                revision: Revision | None = channel.call(
+                    "loadBefore", (oid, tid), timeout_s, hook=partial(view.loaded, oid, view.mark)
+                )
+            except TimedOut:
+                raise
+            except Disconnected:
+                timeout_s = max(0.0, deadline_s - time.monotonic())
+                if self._link.state is State.CLOSED:
+                    raise
+            else:
+                return revision
+
+    def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
+        """The current revision, as the server has it."""
+        revision = self.loadBefore(oid, MAX_TID)
+        if revision is None:
+            raise POSKeyError(oid)
+        return revision[:2]
+
+    def prefetch(self, oids: Iterable[bytes], tid: bytes) -> None:
+        """Have the revisions of *oids* before *tid* in the cache, loading all that is missing together."""
+        view = self._view
+        missing = [oid for oid in oids if view.lookup(oid, tid) is None]
+        for start in range(0, len(missing), limits.PREFETCH_WINDOW):
+            window = missing[start : start + limits.PREFETCH_WINDOW]
+            mark = view.mark
+            self._link.channel(self._timeout_s).call_all(
+                "loadBefore",
+                [(oid, tid) for oid in window],
+                self._timeout_s,
+                [partial(view.loaded, oid, mark) for oid in window],
+            )
+
+    def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
+        data: bytes = self._read("loadSerial", oid, serial)
+        return data
+
+    def getTid(self, oid: bytes) -> bytes:
+        tid: bytes = self._read("getTid", oid)
+        return tid
+
+    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
+        return list(self._read("history", oid, size))
+
+    def record_iternext(self, next: bytes | None = None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        oid, tid, data, after = self._read("record_iternext", next)
+        return oid, tid, data, after
+
+    def undoLog(
+        self, first: int = 0, last: int = -20, filter: Callable[[Any], bool] | None = None
+    ) -> list[dict[str, Any]]:
+        """The undoable transactions. A *filter* is a function, which can't be sent: the result is empty."""
+        return [] if filter is not None else list(self._read("undoLog", first, last))
+
+    def undoInfo(
+        self, first: int = 0, last: int = -20, specification: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        return list(self._read("undoInfo", first, last, specification))
+
+    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> RemoteIteration:
+        """The transactions from *start* to *stop*, both included."""
+
+        def call(channel: Channel, name: str, args: tuple[Any, ...]) -> Any:
+            return channel.call(name, args, self._timeout_s)
+
+        return RemoteIteration(self._link.channel(self._timeout_s), call, start, stop)
+
+    # Writing --------------------------------------------------------------------------------------
+
+    def new_oid(self) -> bytes:
+        if self._link.read_only:
+            raise ReadOnlyError()
+        with self._oid_lock:
+            if not self._oids or self._oids_of != self._link.generation:
+                # Oids of an earlier connection are dropped: that server may have been another.
+                self._oids = list(self._read("new_oids", 100))
+                self._oids_of = self._link.generation
+                self._oids.reverse()
+            return self._oids.pop()
+
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = " ") -> None:
+        if self._link.read_only:
+            raise ReadOnlyError()
+        if id(transaction) in self._commits:
+            raise StorageTransactionError("Duplicate tpc_begin calls for same transaction")
+        if not self._commit_lock.acquire(timeout=self._timeout_s):
+            raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
+        try:
+            channel = self._link.channel(self._timeout_s)
+            commit = Commit(transaction, next(self._numbers), channel, self._timeout_s)
+            commit.begin(transaction.user, transaction.description, dict(transaction.extension), tid, status)
+            self._commits[id(transaction)] = commit
+        except BaseException:
+            self._commit_lock.release()
+            raise
+
+    def _committing(self, transaction: Any) -> Commit:
+        if self._link.read_only:
+            raise ReadOnlyError()
+        commit = self._commits.get(id(transaction))
+        if commit is None:
+            raise StorageTransactionError("this transaction was not begun, or is over", transaction)
+        return commit
+
+    def _end(self, transaction: Any) -> None:
+        if self._commits.pop(id(transaction), None) is not None:
+            self._commit_lock.release()
+
+    def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
+        commit = self._committing(transaction)
+        commit.add("storea", oid, serial, data)
+        commit.written[oid] = data
+
+    def restore(
+        self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: Any, transaction: Any
+    ) -> None:
+        commit = self._committing(transaction)
+        commit.add("restorea", oid, serial, data, prev_txn)
+        commit.written[oid] = None
+
+    def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:
+        commit = self._committing(transaction)
+        commit.add("deleteObject", oid, serial)
+        commit.written[oid] = None
+
+    def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
+        self._committing(transaction).add("checkCurrentSerialInTransaction", oid, serial)
+
+    def undo(self, transaction_id: bytes, transaction: Any) -> None:
+        """Undo a transaction within another. What that changes is known after the vote."""
+        self._committing(transaction).add("undoa", transaction_id)
+
+    def tpc_transaction(self) -> Any:
+        """The transaction that is being committed, if there is one."""
+        commit = next(iter(list(self._commits.values())), None)
+        return None if commit is None else commit.transaction
+
+    def tpc_vote(self, transaction: Any) -> Sequence[bytes] | None:
+        """Prepare the transaction; the oids whose data is another than was stored."""
+        commit = self._committing(transaction)
+        try:
+            return commit.vote(self.tryToResolveConflict) or None
+        except ConflictError as problem:
+            if problem.oid is not None:
+                # Whoever retries must not read the same stale revision again.
+                self._view.cache.forget([problem.oid])
+            raise
+
+    def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> bytes:
+        """Commit; *f* is called with the tid in the order in which the server committed. The tid."""
+        commit = self._committing(transaction)
+        view, mark = self._view, self._view.mark
+        try:
+            return commit.finish(lambda tid: view.finished(tid, commit.written, mark, f))
+        finally:
+            self._end(transaction)
+
+    def tpc_abort(self, transaction: Any) -> None:
+        commit = self._commits.get(id(transaction))
+        if commit is not None:
+            try:
+                commit.abort()
+            finally:
+                self._end(transaction)
+
+    def copyTransactionsFrom(self, other: Any, verbose: int = 0) -> None:
+        """Copy every transaction of another storage into this one, with their tids."""
+        copy(other, self, verbose)
+
+    def pack(
+        self, t: float | None = None, referencesf: Any = None, wait: bool = True, days: float = 0
+    ) -> None:
+        """Pack to the time *t* (seconds since the epoch; now if left out) less *days*.
+
+        *referencesf* is ZODB's and not sent: the server has its own. With *wait* there is no deadline but
+        the life of the connection.
+        """
+        time_s = (time.time() if t is None else t) - days * 86400
+        channel = self._link.channel(self._timeout_s)
+        channel.call("pack", (time_s, bool(wait)), limits.PACK_TIMEOUT_S if wait else self._timeout_s)
+
+
+def _after_fork_in_child() -> None:
+    for storage in list(_storages):
+        storage._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,154 @@
+"""What this client knows of the database: the last tid it has applied, and its object cache.
+
+Everything here happens in the order of the server's stream: the thread that reads the stream applies each
+invalidation, each reply to a load and each reply to a finish before it looks at the next message.
+
+Invariants:
+ 1. An invalidation is applied to the cache, then to ZODB, then the last tid advances, all in one re-entrant
+    critical section. `last_tid()` waits for it: a ZODB connection opened in between would otherwise start at
+    the old tid, miss the invalidation, and keep a stale object.
+ 2. The last tid never goes back.
+ 3. A revision is kept as current only if no invalidation of it can have been missed: a reply that was under
+    way while an invalidation was applied is corrected by it (`_ended_since`).
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from zeoid import limits
+from zeoid.model import NO_TID, Revision
+from zeoid.ports import ObjectCache
+
+
+class Listener(Protocol):
+    """What a ZODB database offers to be told of changes."""
+
+    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None: ...
+
+    def invalidateCache(self) -> None: ...
+
+
+class View:
+    """See the module."""
+
+    def __init__(self, cache: ObjectCache) -> None:
+        self.cache = cache
+        self.listener: Listener | None = None
+        self._lock = threading.RLock()
+        self._last: bytes = NO_TID
+        self._applied = 0
+        #: (number of the application, tid, oids), oldest first
+        self._recent: deque[tuple[int, bytes, frozenset[bytes]]] = deque(maxlen=limits.RECENT_INVALIDATIONS)
+
+    def last_tid(self) -> bytes:
+        """The newest transaction whose changes ZODB and the cache have been told completely."""
+        with self._lock:
+            return self._last
+
+    # Loading --------------------------------------------------------------------------------------
+
+    def lookup(self, oid: bytes, tid: bytes) -> Revision | None:
+        """What the cache knows for sure of *oid* before *tid*."""
+        return self.cache.load_before(oid, tid, self._last)
+
+    @property
+    def mark(self) -> int:
+        """To be taken when a load is sent, and given to `loaded` with its reply."""
+        return self._applied
+
+    def loaded(self, oid: bytes, mark: int, reply: Any) -> Revision | None:
+        """A reply to a load arrived."""
+        if reply is None:
+            return None
+        data, start, end = reply
+        if end is None and mark != self._applied:
+            known, end = self._ended_since(mark, oid, start)
+            if not known:
+                return data, start, None
+        self.cache.store(oid, start, end, data)
+        return data, start, end
+
+    def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:
+        """(whether it is known, the tid) of the first invalidation after *mark* that ended *oid*@*start*."""
+        with self._lock:
+            if not self._recent or self._recent[0][0] > mark + 1:
+                return False, None
+            ends = [
+                tid for number, tid, oids in self._recent if number > mark and tid > start and oid in oids
+            ]
+        return True, min(ends, default=None)
+
+    # What the server says -------------------------------------------------------------------------
+
+    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
+        """Another client committed *tid*, writing *oids*."""
+        with self._lock:
+            written = frozenset(oids)
+            self._note(tid, written)
+            self.cache.invalidate(tid, written)
+            if self.listener is not None:
+                self.listener.invalidate(tid, written)
+            self._last = max(self._last, tid)
+
+    def finished(
+        self,
+        tid: bytes,
+        written: Mapping[bytes, bytes | None],
+        mark: int,
+        callback: Callable[[bytes], Any] | None,
+    ) -> None:
+        """Our own transaction was committed as *tid*; *written* has the new data where we know it."""
+        with self._lock:
+            self._note(tid, frozenset(written))
+            self.cache.invalidate(tid, written)
+            for oid, data in written.items():
+                if data is not None:
+                    known, end = self._ended_since(mark, oid, tid)
+                    if known:
+                        self.cache.store(oid, tid, end, data)
+            if callback is not None:
+                callback(tid)
+            self._last = max(self._last, tid)
+
+    def _note(self, tid: bytes, written: frozenset[bytes]) -> None:
+        self._applied += 1
+        self._recent.append((self._applied, tid, written))
+
+    # Verification, when a connection is made ------------------------------------------------------
+
+    def catch_up(self, tid: bytes, oids: Iterable[bytes]) -> None:
+        """*oids* were written by transactions up to *tid* that we missed; by which ones isn't known."""
+        with self._lock:
+            written = frozenset(oids)
+            self.cache.forget(written)
+            if self.listener is not None:
+                self.listener.invalidate(tid, written)
+            self._forget_recent()
+            self._last = tid
+
+    def start_over(self, tid: bytes) -> None:
+        """So much was missed up to *tid* that nothing current can be kept."""
+        with self._lock:
+            self.cache.forget_current()
+            if self.listener is not None:
+                self.listener.invalidateCache()
+            self._forget_recent()
+            self._last = tid
+
+    def begin(self, tid: bytes) -> None:
+        """The first connection: nothing is known, nothing can be stale."""
+        with self._lock:
+            self._last = tid
+
+    def _forget_recent(self) -> None:
+        # No load survives a change of connections, so no mark from before is ever used again.
+        self._applied += 1
+        self._recent.clear()
+
+    def after_fork(self, cache: ObjectCache) -> None:
+        """In a forked child: locks and cache may have been in use by threads that do not exist here."""
+        self._lock = threading.RLock()
+        self.cache = cache
+        self._forget_recent()

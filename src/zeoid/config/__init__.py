@@ -1,0 +1,1 @@
+"""Configuration: command lines and ZConfig files, each turned into one frozen object."""

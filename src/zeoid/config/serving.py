@@ -1,0 +1,112 @@
+"""What `zeoid serve` is to do, as one frozen object, from options or from a configuration file.
+
+A configuration file is a ZConfig file as ZEO's `runzeo -C` takes it: a `<zeo>` section and one or more
+storage sections, `%import`s and an `<eventlog>`. Owns its reading; knows nothing of servers.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ZConfig
+
+from zeoid import limits
+from zeoid.addresses import DEFAULT_PORT, Address, TcpAddress, UnixAddress
+from zeoid.engines.opening import open_filestorage, open_memory, open_storage
+from zeoid.errors import ConfigurationError
+from zeoid.ports import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """Everything `zeoid serve` needs to know. Storages are opened by calling what stands for them."""
+
+    addresses: tuple[Address, ...] = (TcpAddress("localhost", DEFAULT_PORT),)
+    storages: dict[str, Callable[[], Engine]] = field(default_factory=dict)
+    read_only: bool = False
+    offer: str = "Z5"
+    transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S
+    invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS
+    pid_file: Path | None = None
+    start_log: Callable[[], None] | None = None
+
+
+def storages_of_path(path: str | None, *, memory: bool, read_only: bool) -> dict[str, Callable[[], Engine]]:
+    """The one storage, "1", of a server that was given a path, `--memory` or neither."""
+    if memory:
+        if path is not None:
+            raise ConfigurationError("give a data file or --memory, not both")
+        return {"1": open_memory}
+    found = Path(path) if path is not None else _instance_data_file()
+    return {"1": lambda: open_filestorage(found, read_only=read_only)}
+
+
+def _instance_data_file() -> Path:
+    """`var/Data.fs`, if this is a Zope instance: there is a `var` folder and a Zope configuration or data."""
+    home = Path(os.environ.get("INSTANCE_HOME", "."))
+    marks = (home / "etc" / "zope.conf", home / "etc" / "zope.ini", home / "var" / "Data.fs")
+    if (home / "var").is_dir() and any(mark.exists() for mark in marks):
+        return home / "var" / "Data.fs"
+    raise ConfigurationError(
+        "which data file? Give its path (zeoid serve Data.fs), start in a Zope instance, or use --memory"
+    )
+
+
+def read_configuration(path: str) -> ServingOptions:
+    """The options in the ZConfig file *path*. ConfigurationError names the file and the line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            config, _ = ZConfig.loadConfigFile(_schema(), file, url=Path(path).resolve().as_uri())
+    except OSError as problem:
+        raise ConfigurationError(f"can't read {path}: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"can't read {path}: it is no UTF-8 text") from None
+    except ZConfig.ConfigurationError as problem:
+        raise ConfigurationError(f"{path}: {_one_line(problem)}") from None
+    except ImportError as problem:
+        raise ConfigurationError(f"{path}: a component that it imports is not installed: {problem}") from None
+    zeo = config.zeo
+    return ServingOptions(
+        addresses=(_address(zeo.address),),
+        storages=_storages(path, config.storages),
+        read_only=zeo.read_only,
+        offer="M5" if zeo.msgpack else "Z5",
+        transaction_timeout_s=zeo.transaction_timeout,
+        invalidation_log_transactions=zeo.invalidation_queue_size,
+        pid_file=Path(zeo.pid_filename) if zeo.pid_filename else None,
+        start_log=config.eventlog,
+    )
+
+
+def _schema() -> Any:
+    return ZConfig.loadSchema(str(Path(__file__).with_name("schema.xml")))
+
+
+def _one_line(problem: ZConfig.ConfigurationError) -> str:
+    line = getattr(problem, "lineno", None)
+    text = " ".join(str(getattr(problem, "message", problem)).split())
+    return f"line {line}: {text}" if line else text
+
+
+def _address(parsed: Any) -> Address:
+    value = parsed.address
+    if isinstance(value, str):
+        return UnixAddress(value)
+    host, port = value
+    if port is None:
+        raise ConfigurationError("the address of <zeo> has no port")
+    return TcpAddress(host or "", port)
+
+
+def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engine]]:
+    names = [section.name or "1" for section in sections]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(f"{path}: two storages are named {twice!r} (the default name is '1')")
+
+    def opener(name: str, section: Any) -> Callable[[], Engine]:
+        return lambda: open_storage(f"storage {name!r} of {path}", section.open)
+
+    return {name: opener(name, section) for name, section in zip(names, sections, strict=True)}

@@ -1,0 +1,59 @@
+"""The engine for FileStorage: as any storage's, with a shorter way to read a record.
+
+FileStorage's own `loadBefore` passes through a pool of file objects and a dozen of small functions. A server
+does hardly anything else than this, so here a record is read with one system call: the position from the
+storage's index, header and data from its file, under its lock. Owns the knowledge of the record header's
+layout (the format is described at the top of ZODB.FileStorage.format). Whatever is unusual is left to
+FileStorage: a record that refers to another one's data, or a file object without a number.
+"""
+
+import os
+from struct import Struct
+from typing import Any
+
+from ZODB.POSException import POSKeyError
+
+from zeoid.engines.storage import StorageEngine
+from zeoid.model import Revision
+
+#: oid, tid, position of the previous record, position of its transaction, (unused), length of the data
+_HEADER = Struct(">8s8sQQHQ")
+#: Most records fit in one read of this size, header included.
+_READ_BYTES = 2048
+
+
+class FileStorageEngine(StorageEngine):
+    """A FileStorage."""
+
+    def __init__(self, storage: Any) -> None:
+        super().__init__(storage)
+        self._lock = storage._lock
+        self._has_pread = hasattr(os, "pread")
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        if not self._has_pread:
+            return super().load_before(oid, tid)
+        end = None
+        with self._lock:
+            storage = self._storage
+            # Both are replaced when a pack ends, under this lock.
+            position = storage._index.get(oid)
+            file = storage._file.fileno()
+            if not position:
+                raise POSKeyError(oid)
+            while True:
+                record = os.pread(file, _READ_BYTES, position)
+                owner, start, previous, _, _, size = _HEADER.unpack_from(record)
+                if owner != oid:
+                    break
+                if start < tid:
+                    data = record[_HEADER.size : _HEADER.size + size]
+                    if len(data) < size:
+                        data += os.pread(file, size - len(data), position + _HEADER.size + len(data))
+                    if not size or len(data) != size:
+                        break
+                    return data, start, end
+                if not previous:
+                    return None
+                end, position = start, previous
+        return super().load_before(oid, tid)

@@ -1,0 +1,186 @@
+"""The engine that adapts a ZODB storage: FileStorage, MappingStorage, any other with two-phase commit.
+
+Owns the translation between ZODB's storage methods and the Engine protocol, and how stores that conflict are
+found before the storage sees them: resolving a conflict means running the application's code, which is the
+client's business. (Undo is the exception: the storage resolves its conflicts where it can import the
+classes.) Must not know connections, replies or the order of transactions.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import zope.interface
+from ZODB.Connection import TransactionMetaData
+from ZODB.interfaces import IBlobStorage, IBlobStorageRestoreable
+from ZODB.POSException import ConflictError, POSKeyError, ReadConflictError
+from ZODB.serialize import referencesf
+from ZODB.utils import load_current
+
+from zeoid.model import (
+    NO_TID,
+    CheckCurrent,
+    Conflict,
+    Delete,
+    Operation,
+    Restore,
+    Revision,
+    Store,
+    TransactionInfo,
+    Undo,
+)
+from zeoid.ports import Prepared, TransactionRecord
+
+
+class StorageEngine:
+    """One ZODB storage, opened by whoever makes the engine and closed by `close`."""
+
+    def __init__(self, storage: Any) -> None:
+        self._storage: Any = storage
+        self._transaction: TransactionMetaData | None = None
+        self.name: str = storage.getName()
+        self.read_only: bool = bool(storage.isReadOnly())
+        self.supports_undo = bool(getattr(storage, "supportsUndo", bool)())
+        self.supports_record_iteration = hasattr(storage, "record_iternext")
+        self.interfaces: tuple[tuple[str, str], ...] = tuple(
+            (interface.__module__, interface.__name__)
+            for interface in zope.interface.providedBy(storage).__iro__
+            if interface not in (IBlobStorage, IBlobStorageRestoreable)
+        )
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def last_tid(self) -> bytes:
+        return self._storage.lastTransaction() or NO_TID
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        revision: Revision | None = self._storage.loadBefore(oid, tid)
+        return revision
+
+    def load_serial(self, oid: bytes, serial: bytes) -> bytes:
+        data: bytes = self._storage.loadSerial(oid, serial)
+        return data
+
+    def current_tid(self, oid: bytes) -> bytes:
+        if hasattr(self._storage, "getTid"):
+            tid: bytes = self._storage.getTid(oid)
+        else:
+            tid = load_current(self._storage, oid)[1]
+        return tid
+
+    def history(self, oid: bytes, size: int) -> list[dict[str, Any]]:
+        return list(self._storage.history(oid, size=size))
+
+    def record_iternext(self, following: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        oid, tid, data, after = self._storage.record_iternext(following)
+        return oid, tid, data, after
+
+    def undo_log(self, first: int, last: int) -> Sequence[dict[str, Any]]:
+        return list(self._storage.undoLog(first, last)) if self.supports_undo else []
+
+    def undo_info(
+        self, first: int, last: int, specification: dict[str, Any] | None
+    ) -> Sequence[dict[str, Any]]:
+        return list(self._storage.undoInfo(first, last, specification)) if self.supports_undo else []
+
+    def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
+        return iter(self._storage.iterator(start, stop))
+
+    def last_invalidations(self, count: int) -> list[tuple[bytes, Sequence[bytes]]]:
+        ask = getattr(self._storage, "lastInvalidations", None)
+        return [] if ask is None else [(tid, tuple(oids)) for tid, oids in ask(count)]
+
+    def new_oids(self, count: int) -> list[bytes]:
+        return [self._storage.new_oid() for _ in range(count)]
+
+    def size_bytes(self) -> int:
+        return int(self._storage.getSize())
+
+    def count(self) -> int:
+        return len(self._storage)
+
+    # Writing --------------------------------------------------------------------------------------
+
+    def prepare(self, tid: bytes, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
+        meta = TransactionMetaData(info.user, info.description, info.extension)
+        if info.status == " ":
+            self._storage.tpc_begin(meta, tid)
+        else:
+            self._storage.tpc_begin(meta, tid, info.status)
+        try:
+            writing = _Writing(self._storage, meta, tid)
+            for operation in operations:
+                writing.apply(operation)
+            conflicts = list(writing.conflicts.values())
+            resolved = [] if conflicts else self._storage.tpc_vote(meta)
+        except BaseException:
+            self._storage.tpc_abort(meta)
+            raise
+        if conflicts:
+            self._storage.tpc_abort(meta)
+            return Prepared(conflicts)
+        self._transaction = meta
+        return Prepared((), list(writing.oids), [*writing.undone, *(resolved or ())])
+
+    def finish(self) -> None:
+        meta, self._transaction = self._transaction, None
+        self._storage.tpc_finish(meta)
+
+    def abandon(self) -> None:
+        meta, self._transaction = self._transaction, None
+        self._storage.tpc_abort(meta)
+
+    def pack(self, time: float) -> None:
+        self._storage.pack(time, referencesf)
+
+    def close(self) -> None:
+        self._storage.close()
+
+
+class _Writing:
+    """The operations of one transaction on their way into the storage."""
+
+    def __init__(self, storage: Any, meta: TransactionMetaData, tid: bytes) -> None:
+        self._storage = storage
+        self._meta = meta
+        self._tid = tid
+        self.oids: dict[bytes, None] = {}
+        self.undone: dict[bytes, None] = {}
+        self.conflicts: dict[bytes, Conflict] = {}
+
+    def apply(self, operation: Operation) -> None:
+        match operation:
+            case Store():
+                self._store(operation)
+            case Restore(oid, data, same_as):
+                self._storage.restore(oid, self._tid, data, "", same_as, self._meta)
+                self.oids[oid] = None
+            case Delete(oid, serial):
+                self._storage.deleteObject(oid, serial, self._meta)
+                self.oids[oid] = None
+            case CheckCurrent(oid, serial):
+                self._storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
+            case Undo(transaction_id):
+                _, oids = self._storage.undo(transaction_id, self._meta)
+                self.oids.update(dict.fromkeys(oids))
+                self.undone.update(dict.fromkeys(oids))
+
+    def _store(self, store: Store) -> None:
+        oid, serial, data = store.oid, store.serial, store.data
+        try:
+            current = self._storage.getTid(oid)
+        except POSKeyError:
+            current = None  # new, or its creation was undone: the storage knows which
+        if current is not None and current != serial:
+            self.conflicts[oid] = Conflict(oid, current, serial, data)
+            return
+        try:
+            self._storage.store(oid, serial, data, "", self._meta)
+        except ReadConflictError:
+            raise
+        except ConflictError as conflict:
+            if not conflict.serials:
+                raise
+            committed, read = conflict.serials
+            self.conflicts[oid] = Conflict(oid, committed, read, data)
+            return
+        self.oids[oid] = None

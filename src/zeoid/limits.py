@@ -1,0 +1,86 @@
+"""Every bound there is: sizes, queues, waits and retries, each with a name, a unit and a reason.
+
+Owns the default values only. Whoever enforces a limit takes it as an argument whose default comes from
+here, so that tests and configurations can choose another. A table in docs/limits.md lists them all.
+"""
+
+from typing import Final
+
+# Wire -------------------------------------------------------------------------------------------------
+
+#: The largest message either side accepts, checked on its length prefix before any of it is kept.
+FRAME_BYTES: Final = 256 * 1024 * 1024
+#: The largest message before a peer has registered: an offer, an answer, `register`.
+HANDSHAKE_FRAME_BYTES: Final = 64 * 1024
+#: How deep lists, tuples and dicts may be nested in a message. Real messages need five levels.
+NESTING: Final = 64
+#: Digits of the longest integer a message may hold (an oid has 64 bits).
+INTEGER_BYTES: Final = 32
+
+# Server -----------------------------------------------------------------------------------------------
+
+#: A connection that has not registered after this time is closed.
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+#: A prepared transaction that its client does not finish in this time is aborted: others wait for it.
+TRANSACTION_TIMEOUT_S: Final = 30.0
+#: A vote that waited this long for the transactions before it is answered with a conflict error, so that
+#: its client tries again.
+VOTE_WAIT_S: Final = 300.0
+#: Above this much unsent output the server stops reading from a connection …
+OUTPUT_HIGH_WATER_BYTES: Final = 1024 * 1024
+#: … and above this much it drops the connection: the peer does not read its invalidations.
+OUTPUT_LIMIT_BYTES: Final = 512 * 1024 * 1024
+#: Requests of one connection that wait in threads (undo log, pack, iteration); more are refused.
+SLOW_REQUESTS_PER_CONNECTION: Final = 16
+#: Transaction and record iterators one connection may hold open.
+ITERATORS_PER_CONNECTION: Final = 1000
+#: Transactions one connection may have open: a stock client has one.
+TRANSACTIONS_PER_CONNECTION: Final = 64
+#: Record data of one transaction. It is held in memory until the transaction is voted on.
+TRANSACTION_BYTES: Final = 1024 * 1024 * 1024
+#: Object ids handed out in one request.
+NEW_OIDS: Final = 1000
+#: Rounds of client-side conflict resolution. A stock client that still has conflicts after its ninth vote
+#: would go on to finish, so the ninth is answered with the conflict error itself.
+RESOLUTION_ROUNDS: Final = 9
+#: What the invalidation log remembers, so that a client that was away can be brought up to date.
+INVALIDATION_LOG_TRANSACTIONS: Final = 100_000
+INVALIDATION_LOG_OIDS: Final = 2_000_000
+#: Transactions read back from the storage at start to fill the log.
+INVALIDATION_LOG_AT_START: Final = 1000
+#: How often deadlines are looked at.
+TICK_S: Final = 0.25
+#: How long a stop waits for the connections to drain.
+STOP_TIMEOUT_S: Final = 5.0
+#: Threads for requests that read much: undo log, history, iteration.
+SLOW_REQUEST_THREADS: Final = 4
+
+# Client -----------------------------------------------------------------------------------------------
+
+#: The deadline of every call, and of waiting for a connection.
+WAIT_TIMEOUT_S: Final = 30.0
+#: The deadline of one connection attempt, handshake included. The next address follows.
+CONNECT_TIMEOUT_S: Final = 10.0
+#: Packing may take hours. A dead server is noticed by the connection's own time-out, not by this one.
+PACK_TIMEOUT_S: Final = 7 * 24 * 3600.0
+#: The waits between rounds of connection attempts grow from the first to the last, with jitter.
+RECONNECT_FIRST_S: Final = 0.05
+RECONNECT_LAST_S: Final = 5.0
+#: A client that had to take a read-only server looks for a writable one this often.
+WRITER_POLL_S: Final = 1.0
+#: No foreground call for this long, and the background thread reads the socket.
+IDLE_BEFORE_BACKGROUND_S: Final = 0.01
+#: A heartbeat is sent after this much silence; a peer that does not acknowledge it is given up.
+HEARTBEAT_S: Final = 30.0
+#: TCP gives up a connection whose data was not acknowledged for this long (where the system can be told).
+UNACKNOWLEDGED_MS: Final = 30_000
+#: One-way messages of a transaction are gathered up to this size before they are sent.
+GATHER_BYTES: Final = 128 * 1024
+#: Loads in flight during a prefetch.
+PREFETCH_WINDOW: Final = 500
+#: The in-memory object cache.
+CACHE_BYTES: Final = 20 * 1024 * 1024
+#: Invalidations remembered to correct replies that were under way when they arrived.
+RECENT_INVALIDATIONS: Final = 256
+#: The size of one read from a socket. Larger ones make the allocator ask the system for memory each time.
+READ_BYTES: Final = 64 * 1024

@@ -1,0 +1,128 @@
+"""The words of the domain, small and frozen. Owns no behaviour beyond what a value needs.
+
+An oid names an object, a tid names a transaction and, on a record, the revision that it wrote. Both are
+eight bytes, big-endian, so that byte order is number order.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NewType
+
+Oid = NewType("Oid", bytes)
+Tid = NewType("Tid", bytes)
+
+#: Before every transaction.
+NO_TID = Tid(b"\0" * 8)
+#: After every transaction: the largest tid that storages take (a signed 64-bit number).
+MAX_TID = Tid(b"\x7f" + b"\xff" * 7)
+
+#: The answer to "load before": data, its tid, and the tid of the next revision or None while it is current.
+Revision = tuple[bytes, bytes, bytes | None]
+
+
+def tid_after(tid: bytes) -> Tid:
+    """The smallest tid greater than *tid*: "before this one" includes *tid* itself."""
+    return Tid((int.from_bytes(tid, "big") + 1).to_bytes(8, "big"))
+
+
+def tid_before(tid: bytes) -> Tid:
+    """The greatest tid less than *tid*, which must not be zero."""
+    return Tid((int.from_bytes(tid, "big") - 1).to_bytes(8, "big"))
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionInfo:
+    """What a transaction says of itself.
+
+    `tid` and `status` are given only by those who copy transactions from elsewhere.
+    """
+
+    user: bytes
+    description: bytes
+    extension: dict[str, Any]
+    tid: bytes | None = None
+    status: str = " "
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Write *data* as the next revision of *oid*, whose current revision the writer knew as *serial*."""
+
+    oid: bytes
+    serial: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Write *data* (None: the object ceases to be) without a check, as a copy of another storage's record.
+
+    *same_as* is the tid of an earlier revision with the same data, if there is one.
+    """
+
+    oid: bytes
+    data: bytes | None
+    same_as: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete *oid*, known at *serial* (external garbage collection)."""
+
+    oid: bytes
+    serial: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CheckCurrent:
+    """The transaction depends on *oid* still being at *serial*, without writing it."""
+
+    oid: bytes
+    serial: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Reverse a whole transaction. *transaction_id* is as the undo log gave it."""
+
+    transaction_id: bytes
+
+
+Operation = Store | Restore | Delete | CheckCurrent | Undo
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A store that met a newer revision; the client is asked to resolve it."""
+
+    oid: bytes
+    committed: bytes
+    read: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UndoPrefix:
+    """Matches a user name by the elements of the path that it begins with.
+
+    Zope's undo form sends one (its class is `ZopeUndo.Prefix.Prefix`) in the specification of `undoInfo`.
+    A user name is the path of a user folder, a space and the user's id.
+    """
+
+    path: tuple[str, ...]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, bytes):
+            other = other.decode("utf-8", "replace")
+        if not isinstance(other, str):
+            return NotImplemented
+        elements = other.split("/")
+        elements[-1] = elements[-1].rpartition(" ")[0] if " " in elements[-1] else elements[-1]
+        return tuple(elements[: len(self.path)]) == self.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @classmethod
+    def of(cls, elements: Iterable[str]) -> "UndoPrefix":
+        return cls(tuple(elements))

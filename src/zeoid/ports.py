@@ -1,0 +1,145 @@
+"""What the layers above and below agree on: the engine behind a storage server, the object cache, the clock.
+
+Owns no behaviour. An adapter is named after what it adapts and lives in `engines` or `cache`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from zeoid.model import Conflict, Operation, Revision, TransactionInfo
+
+
+class Clock(Protocol):
+    """Time as an argument."""
+
+    def time(self) -> float:
+        """Seconds since the epoch: what tids are made of."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back: what deadlines are made of."""
+
+
+class TransactionRecord(Protocol):
+    """One transaction as an engine iterates over it, with its records as (oid, tid, data, same_as)."""
+
+    tid: bytes
+    status: str
+    user: bytes
+    description: bytes
+    extension: dict[str, Any]
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Engine(Protocol):
+    """Where a storage server keeps one storage.
+
+    Reading methods may be called by several threads at once. A transaction is prepared, then finished or
+    abandoned, before the next one is prepared; these three are called by one thread at a time.
+    All reading raises ZODB's POSKeyError for what does not exist.
+    """
+
+    name: str
+    read_only: bool
+    supports_undo: bool
+    #: Whether `record_iternext` works.
+    supports_record_iteration: bool
+    #: (module, name) of every interface that the storage provides.
+    interfaces: tuple[tuple[str, str], ...]
+
+    def last_tid(self) -> bytes:
+        """The newest tid, durable or not."""
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        """The newest revision of *oid* before *tid*; None when the object began later."""
+
+    def load_serial(self, oid: bytes, serial: bytes) -> bytes:
+        """The data of the revision that transaction *serial* wrote."""
+
+    def current_tid(self, oid: bytes) -> bytes:
+        """The tid of the current revision."""
+
+    def history(self, oid: bytes, size: int) -> list[dict[str, Any]]:
+        """The newest *size* revisions, as ZODB's IStorage.history describes them."""
+
+    def record_iternext(self, following: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        """(oid, tid, data, next oid or None) of the record at *following*, or of the first one."""
+
+    def undo_log(self, first: int, last: int) -> Sequence[dict[str, Any]]: ...
+
+    def undo_info(
+        self, first: int, last: int, specification: dict[str, Any] | None
+    ) -> Sequence[dict[str, Any]]: ...
+
+    def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
+        """The transactions from *start* to *stop*, both included, oldest first."""
+
+    def last_invalidations(self, count: int) -> list[tuple[bytes, Sequence[bytes]]]:
+        """(tid, oids) of up to *count* newest transactions, oldest first; may be empty."""
+
+    def new_oids(self, count: int) -> list[bytes]:
+        """Oids that were never handed out before."""
+
+    def size_bytes(self) -> int: ...
+
+    def count(self) -> int:
+        """The number of objects, approximately."""
+
+    def prepare(self, tid: bytes, info: TransactionInfo, operations: Iterable[Operation]) -> "Prepared":
+        """Do everything that can fail. Afterwards `finish` or `abandon` follows, unless this raised or
+        found conflicts; then nothing of the transaction is left."""
+
+    def finish(self) -> None:
+        """Make the prepared transaction durable. If this raises, the engine must not be used again."""
+
+    def abandon(self) -> None:
+        """Forget the prepared transaction."""
+
+    def pack(self, time: float) -> None:
+        """Remove what is not needed to read the state at *time* (seconds since the epoch) and later."""
+
+    def close(self) -> None: ...
+
+
+class Prepared:
+    """What `Engine.prepare` found: conflicts to resolve, or what was written."""
+
+    __slots__ = ("conflicts", "oids", "resolved")
+
+    def __init__(
+        self,
+        conflicts: Sequence[Conflict] = (),
+        oids: Sequence[bytes] = (),
+        resolved: Sequence[bytes] = (),
+    ) -> None:
+        #: If there are any, nothing was prepared.
+        self.conflicts = conflicts
+        #: The objects that the transaction writes.
+        self.oids = oids
+        #: Those whose data became another than the client knows, by undo or by resolution in the storage.
+        self.resolved = resolved
+
+
+class ObjectCache(Protocol):
+    """Revisions of objects on the client's side. Safe for use by several threads."""
+
+    def load_before(self, oid: bytes, tid: bytes, applied: bytes) -> Revision | None:
+        """The newest revision of *oid* before *tid*, or None if the cache does not know it for sure.
+
+        *applied* is the newest tid whose invalidations the cache was told: a current revision answers only
+        up to it.
+        """
+
+    def store(self, oid: bytes, start: bytes, end: bytes | None, data: bytes) -> None:
+        """Keep a revision that is current (*end* None) or was overwritten at *end*."""
+
+    def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
+        """The current revisions of *oids* ended at *tid*."""
+
+    def forget(self, oids: Iterable[bytes]) -> None:
+        """The current revisions of *oids* ended, it isn't known when."""
+
+    def forget_current(self) -> None:
+        """All current revisions may have ended; history stays true."""
+
+    def clear(self) -> None: ...

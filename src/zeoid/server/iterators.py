@@ -1,0 +1,86 @@
+"""The iterators that a client holds open on the server, by number. Owns their bound.
+
+An iterator over transactions keeps the transaction it last handed out, so that the client can ask for its
+records. A client uses one iterator from one place at a time; what it asks is answered in turn.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any
+
+from zeoid import limits
+from zeoid.errors import InvalidCall
+from zeoid.ports import TransactionRecord
+
+#: tid, status, user, description, extension
+TransactionItem = tuple[bytes, str, bytes, bytes, dict[str, Any]]
+#: oid, tid, data or None, tid of the revision with the same data or None
+RecordItem = tuple[bytes, bytes, bytes | None, bytes | None]
+
+
+class Iterators:
+    """All iterators of one session."""
+
+    def __init__(self, most: int = limits.ITERATORS_PER_CONNECTION) -> None:
+        self._most = most
+        self._numbers = count()
+        self._transactions: dict[int, Iterator[TransactionRecord]] = {}
+        self._current: dict[int, TransactionRecord] = {}
+        self._records: dict[int, Iterator[Any]] = {}
+
+    def reserve(self) -> int:
+        """The number for an iterator to come. InvalidCall when there are too many already."""
+        if len(self._transactions) + len(self._records) >= self._most:
+            raise InvalidCall(f"more than {self._most} iterators are open on this connection")
+        return next(self._numbers)
+
+    def open(self, number: int, transactions: Iterator[TransactionRecord]) -> int:
+        self._transactions[number] = transactions
+        return number
+
+    def next_transaction(self, number: int) -> TransactionItem | None:
+        """The next transaction; None at the end, which closes the iterator."""
+        iterator = self._transactions.get(number)
+        if iterator is None:
+            raise InvalidCall("no such iterator: it was never started, or is over")
+        found = next(iterator, None)
+        if found is None:
+            self.forget([number])
+            return None
+        self._current[number] = found
+        return found.tid, _text(found.status), found.user, found.description, dict(found.extension)
+
+    def open_records(self, number: int, tid: bytes) -> int:
+        """The number of an iterator over the records of the transaction that was handed out last."""
+        found = self._current.get(number)
+        if found is None or found.tid != tid:
+            raise InvalidCall("records can be had of the transaction that was handed out last only")
+        reserved = self.reserve()
+        self._records[reserved] = iter(found)
+        return reserved
+
+    def next_record(self, number: int) -> RecordItem | None:
+        """The next record; None at the end, which closes the iterator."""
+        iterator = self._records.get(number)
+        if iterator is None:
+            raise InvalidCall("no such iterator: it was never started, or is over")
+        found = next(iterator, None)
+        if found is None:
+            self.forget([number])
+            return None
+        return found.oid, found.tid, found.data, found.data_txn
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            for iterator in (self._transactions.pop(number, None), self._records.pop(number, None)):
+                close = getattr(iterator, "close", None)
+                if close is not None:
+                    close()
+            self._current.pop(number, None)
+
+    def close(self) -> None:
+        self.forget([*self._transactions, *self._records])
+
+
+def _text(status: str | bytes) -> str:
+    return status if isinstance(status, str) else status.decode("ascii", "replace")

@@ -1,0 +1,263 @@
+"""What a server does for each method of the protocol. Pure dispatch: a method's work is done elsewhere.
+
+`METHODS` has a function for every row of `wire.messages.SERVER_METHODS`. Each takes the session and the
+checked arguments, and returns the value to reply with, `LATER` (the hosted storage answers), or
+work that must not hold up the event loop (`Slow`, `Pack`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ZODB.POSException import ReadOnlyError
+
+from zeoid.errors import InvalidCall
+from zeoid.model import (
+    MAX_TID,
+    NO_TID,
+    CheckCurrent,
+    Delete,
+    Operation,
+    Restore,
+    Revision,
+    Store,
+    TransactionInfo,
+    Undo,
+)
+
+if TYPE_CHECKING:
+    from zeoid.server.session import Session
+
+#: The reply follows from what happens to the transaction.
+LATER: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Work for a thread; its result is the reply."""
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack of the session's storage, up to *time* (seconds since the epoch)."""
+
+    time: float
+    wait: bool
+
+
+def register(session: "Session", storage: str | bytes, read_only: bool) -> bytes:
+    return session.register(_text(storage), bool(read_only))
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+def load_before(session: "Session", oid: bytes, tid: bytes) -> Revision | None:
+    hosted = session.hosted
+    hosted.counts.loads += 1
+    return hosted.visible.load_before(oid, tid)
+
+
+def load_serial(session: "Session", oid: bytes, serial: bytes) -> bytes:
+    return session.hosted.visible.load_serial(oid, serial)
+
+
+def get_tid(session: "Session", oid: bytes) -> bytes:
+    return session.hosted.visible.current_tid(oid)
+
+
+def last_transaction(session: "Session") -> bytes:
+    return session.hosted.visible.tid
+
+
+def get_invalidations(session: "Session", tid: bytes) -> tuple[bytes, list[bytes]] | None:
+    return session.hosted.invalidations_since(tid)
+
+
+def get_info(session: "Session") -> dict[str, Any]:
+    return session.hosted.info()
+
+
+def history(session: "Session", oid: bytes, size: int = 1) -> Slow:
+    visible = session.hosted.visible
+    return Slow(lambda: visible.history(oid, max(0, size)))
+
+
+def record_iternext(session: "Session", following: bytes | None = None) -> Any:
+    return session.hosted.visible.record_iternext(following)
+
+
+def undo_info(
+    session: "Session", first: int = 0, last: int = -20, specification: dict[str, Any] | None = None
+) -> Slow:
+    visible = session.hosted.visible
+    return Slow(lambda: visible.undo_info(first, last, specification))
+
+
+def undo_log(session: "Session", first: int = 0, last: int = -20) -> Slow:
+    visible = session.hosted.visible
+    return Slow(lambda: visible.undo_log(first, last))
+
+
+# Iteration --------------------------------------------------------------------------------------------
+
+
+def iterator_start(session: "Session", start: bytes | None = None, stop: bytes | None = None) -> Slow:
+    visible = session.hosted.visible
+    reserved = session.iterators.reserve()
+    if visible.tid == NO_TID:
+        return Slow(lambda: session.iterators.open(reserved, iter(())))
+    return Slow(lambda: session.iterators.open(reserved, visible.iterate(start, stop)))
+
+
+def iterator_next(session: "Session", iterator: int) -> Any:
+    return session.iterators.next_transaction(iterator)
+
+
+def iterator_record_start(session: "Session", iterator: int, tid: bytes) -> int:
+    return session.iterators.open_records(iterator, tid)
+
+
+def iterator_record_next(session: "Session", iterator: int) -> Any:
+    return session.iterators.next_record(iterator)
+
+
+def iterator_gc(session: "Session", iterators: list[int]) -> None:
+    session.iterators.forget(iterators)
+
+
+# Transactions -----------------------------------------------------------------------------------------
+
+
+def new_oids(session: "Session", count: int = 100) -> list[bytes]:
+    return session.hosted.new_oids(count)
+
+
+def tpc_begin(
+    session: "Session",
+    id: Any,
+    user: str | bytes,
+    description: str | bytes,
+    extension: dict[str, Any],
+    tid: bytes | None = None,
+    status: str | bytes = " ",
+) -> None:
+    problem: Exception | None = None
+    if session.read_only:
+        problem = ReadOnlyError()
+    elif tid is not None and not NO_TID < tid < MAX_TID:
+        problem = InvalidCall("tpc_begin: no transaction can have this tid")
+    info = TransactionInfo(_bytes(user), _bytes(description), extension, tid, _text(status))
+    session.hosted.transactions.begin(session, id, info, problem)
+
+
+def _operate(session: "Session", id: Any, operation: Operation) -> None:
+    if not isinstance(operation, CheckCurrent | Undo):
+        session.hosted.counts.stores += 1
+    session.hosted.transactions.operate(session, id, operation)
+
+
+def store(session: "Session", oid: bytes, serial: bytes, data: bytes, id: Any) -> None:
+    _operate(session, id, Store(oid, serial, data))
+
+
+def restore(
+    session: "Session", oid: bytes, serial: bytes, data: bytes | None, same_as: bytes | None, id: Any
+) -> None:
+    _operate(session, id, Restore(oid, data, same_as))
+
+
+def delete(session: "Session", oid: bytes, serial: bytes, id: Any) -> None:
+    _operate(session, id, Delete(oid, serial))
+
+
+def check_current(session: "Session", oid: bytes, serial: bytes, id: Any) -> None:
+    _operate(session, id, CheckCurrent(oid, serial))
+
+
+def undo(session: "Session", transaction_id: bytes, id: Any) -> None:
+    _operate(session, id, Undo(transaction_id))
+
+
+def vote(session: "Session", id: Any) -> Any:
+    session.hosted.vote(session, id)
+    return LATER
+
+
+def tpc_finish(session: "Session", id: Any) -> Any:
+    session.hosted.finish(session, id)
+    return LATER
+
+
+def tpc_abort(session: "Session", id: Any) -> None:
+    session.hosted.abort(session, id)
+
+
+# The rest ---------------------------------------------------------------------------------------------
+
+
+def pack(session: "Session", time: float, wait: bool = True) -> Pack:
+    return Pack(float(time), bool(wait))
+
+
+def server_status(session: "Session") -> dict[str, Any]:
+    return session.hosted.status()
+
+
+def set_client_label(session: "Session", label: str | bytes) -> None:
+    session.set_label(_text(label))
+
+
+def ping(session: "Session") -> None:
+    return None
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+
+
+METHODS: Final[dict[str, Callable[..., Any]]] = {
+    "register": register,
+    "get_info": get_info,
+    "lastTransaction": last_transaction,
+    "getInvalidations": get_invalidations,
+    "loadBefore": load_before,
+    "loadSerial": load_serial,
+    "getTid": get_tid,
+    "history": history,
+    "record_iternext": record_iternext,
+    "undoInfo": undo_info,
+    "undoLog": undo_log,
+    "iterator_start": iterator_start,
+    "iterator_next": iterator_next,
+    "iterator_record_start": iterator_record_start,
+    "iterator_record_next": iterator_record_next,
+    "iterator_gc": iterator_gc,
+    "new_oids": new_oids,
+    "tpc_begin": tpc_begin,
+    "storea": store,
+    "restorea": restore,
+    "deleteObject": delete,
+    "checkCurrentSerialInTransaction": check_current,
+    "undoa": undo,
+    "vote": vote,
+    "tpc_finish": tpc_finish,
+    "tpc_abort": tpc_abort,
+    "pack": pack,
+    "server_status": server_status,
+    "set_client_label": set_client_label,
+    "ping": ping,
+}
+
+#: The transaction's id is the last argument of these: what is wrong with them breaks the transaction.
+OPERATIONS: Final = frozenset(
+    {"storea", "restorea", "deleteObject", "checkCurrentSerialInTransaction", "undoa"}
+)
+#: The hosted storage answers these, when what they ask for has happened.
+ANSWERED_LATER: Final = frozenset({"vote", "tpc_finish"})

@@ -1,0 +1,351 @@
+"""The storage server: storages under names, listeners, connections, threads for slow work, a clean stop.
+
+Runs on one asyncio event loop (uvloop where it is installed). Owns every socket, timer and thread of the
+server; what a connection means is the session's business, what a transaction does the hosted storage's.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, cast
+
+from zeoid import limits
+from zeoid.addresses import Address, TcpAddress, UnixAddress
+from zeoid.errors import ConfigurationError
+from zeoid.ports import Clock, Engine
+from zeoid.server.hosted import Done, Hosted
+from zeoid.server.session import Session
+
+log = logging.getLogger("zeoid.server")
+
+
+class SystemClock:
+    """The computer's own time."""
+
+    def time(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class _Transport(asyncio.Protocol):
+    """A connection's bytes: between the event loop and a session. Owns back pressure."""
+
+    def __init__(self, server: "StorageServer") -> None:
+        self._server = server
+        self._session: Session | None = None
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = transport
+        transport.set_write_buffer_limits(high=limits.OUTPUT_HIGH_WATER_BYTES)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server.connections.add(self)
+        self._session = Session(self._server, self, _peer(transport), offer=self._server.offer)
+        self._deadline = asyncio.get_running_loop().call_later(
+            self._server.handshake_timeout_s, self._too_slow
+        )
+
+    def _too_slow(self) -> None:
+        if self._session is not None and not self._session.registered:
+            self._session.drop(f"did not register within {self._server.handshake_timeout_s:g} s")
+
+    def data_received(self, data: bytes) -> None:
+        assert self._session is not None
+        self._session.receive(data)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._server.connections.discard(self)
+        if self._session is not None:
+            self._session.lost(str(problem) if problem else "")
+            self._session = None
+
+    def pause_writing(self) -> None:
+        # A peer that does not read its replies gets no more of its requests read.
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # What a session needs of it
+
+    def write(self, data: bytes) -> None:
+        transport = self._transport
+        assert transport is not None
+        transport.write(data)
+        if transport.get_write_buffer_size() > limits.OUTPUT_LIMIT_BYTES and self._session is not None:
+            session, self._session = self._session, None
+            asyncio.get_running_loop().call_soon(session.drop, "it does not read what it is sent")
+            transport.abort()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return str(TcpAddress(name[0], name[1]))
+    return "local client"
+
+
+class StorageServer:
+    """Serves storages to clients.
+
+    *storages* maps names (by convention "1", "2", …) to engines; the server closes them when it stops.
+    Everything but the constructor must be called on the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        storages: Mapping[str, Engine],
+        *,
+        read_only: bool = False,
+        offer: str = "Z5",
+        transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
+        handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S,
+        invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
+        clock: Clock | None = None,
+    ) -> None:
+        self.offer = offer
+        self.handshake_timeout_s = handshake_timeout_s
+        self.connections: set[_Transport] = set()
+        self.addresses: list[Address] = []
+        self._listeners: list[asyncio.Server] = []
+        self._sockets_made: list[tuple[str, int]] = []
+        self._slow = ThreadPoolExecutor(limits.SLOW_REQUEST_THREADS, "zeoid-slow")
+        self._threads: list[ThreadPoolExecutor] = [self._slow]
+        self._stopping: asyncio.Event | None = None
+        self._failure = ""
+        self._closed = False
+        self.storages: dict[str, Hosted] = {}
+        for name, engine in storages.items():
+            commit_thread = self._thread(f"zeoid-commit-{name}")
+            self.storages[name] = Hosted(
+                name,
+                engine,
+                clock or SystemClock(),
+                lambda work, done, thread=commit_thread: self._in_thread(thread, work, done),  # type: ignore[misc]
+                self._fail,
+                read_only=read_only,
+                transaction_timeout_s=transaction_timeout_s,
+                invalidation_log_transactions=invalidation_log_transactions,
+            )
+
+    def _thread(self, name: str) -> ThreadPoolExecutor:
+        executor = ThreadPoolExecutor(1, name)
+        self._threads.append(executor)
+        return executor
+
+    # Listening ------------------------------------------------------------------------------------
+
+    async def listen(self, address: Address) -> Address:
+        """Begin to accept connections; the address with the port that was chosen if it was 0."""
+        loop = asyncio.get_running_loop()
+        try:
+            if isinstance(address, UnixAddress):
+                _clear_stale_socket(address.path)
+                server = await loop.create_unix_server(self._connection, address.path)
+                made = os.stat(address.path)
+                self._sockets_made.append((address.path, made.st_ino))
+                bound: Address = address
+            else:
+                hosts = await _hosts(address)
+                server = await loop.create_server(self._connection, hosts, address.port, reuse_address=True)
+                names = [sock.getsockname() for sock in server.sockets]
+                for name in names[1:]:
+                    log.info("listening on %s", TcpAddress(name[0], name[1]))
+                bound = TcpAddress(names[0][0], names[0][1])
+        except OSError as problem:
+            raise ConfigurationError(f"can't listen on {address}: {_why(problem)}") from None
+        self._listeners.append(server)
+        self.addresses.append(bound)
+        log.info("listening on %s", bound)
+        return bound
+
+    def _connection(self) -> _Transport:
+        return _Transport(self)
+
+    # Running --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stop`. ConfigurationError or StorageFailure ends it with the reason."""
+        self._stopping = asyncio.Event()
+        if self._failure:
+            self._stopping.set()
+        ticking = asyncio.get_running_loop().create_task(self._tick())
+        try:
+            await self._stopping.wait()
+        finally:
+            ticking.cancel()
+            await self._close()
+        if self._failure:
+            raise StorageFailure(self._failure)
+
+    def stop(self) -> None:
+        """Let `run` return. May be called from a signal handler of the loop."""
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def _fail(self, reason: str) -> None:
+        log.critical("%s. The server stops: it must not guess what is on the disk", reason)
+        self._failure = reason
+        self.stop()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(limits.TICK_S)
+            for hosted in self.storages.values():
+                hosted.tick()
+
+    async def _close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for connection in list(self.connections):
+            connection.close()
+        deadline = time.monotonic() + limits.STOP_TIMEOUT_S
+        while self.connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.abort()
+        for path, inode in self._sockets_made:
+            # Only our own: another server may have taken the place meanwhile.
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+        self._closed = True
+        for hosted in self.storages.values():
+            if hosted.packing:
+                log.warning("waiting for the pack of storage %r to end: it can't be interrupted", hosted.name)
+        for thread in self._threads:
+            thread.shutdown(wait=True)
+        for hosted in self.storages.values():
+            hosted.engine.close()
+        log.info("stopped")
+
+    # What sessions need ---------------------------------------------------------------------------
+
+    def run_slow(self, work: Callable[[], Any], done: Done) -> None:
+        self._in_thread(self._slow, work, done)
+
+    def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None:
+        thread = self._thread(f"zeoid-pack-{hosted.name}")
+        hosted.pack_begins()
+
+        def landed(_: Any, problem: BaseException | None) -> None:
+            hosted.pack_ended()
+            self._threads.remove(thread)
+            thread.shutdown(wait=False)
+            done(problem)
+
+        self._in_thread(thread, lambda: hosted.engine.pack(time), landed)
+
+    def _in_thread(self, thread: Executor, work: Callable[[], Any], done: Done) -> None:
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            value: Any = None
+            problem: BaseException | None = None
+            try:
+                value = work()
+            except BaseException as caught:
+                problem = caught
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(land, value, problem)
+
+        def land(value: Any, problem: BaseException | None) -> None:
+            if not self._closed:
+                done(value, problem)
+
+        thread.submit(run)
+
+
+class StorageFailure(Exception):
+    """A storage failed in a way that makes it unsafe to go on."""
+
+
+def _clear_stale_socket(path: str) -> None:
+    """Remove a unix socket that nobody listens on any more."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"can't listen on {path}: it exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError:
+            pass
+    raise ConfigurationError(f"can't listen on {path}: another server listens there")
+
+
+async def _hosts(address: TcpAddress) -> list[str] | None:
+    """The addresses to bind: all that the name has, but only the first where the port is to be chosen."""
+    if not address.host:
+        return None
+    found = await asyncio.get_running_loop().getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    hosts = list(dict.fromkeys(str(info[4][0]) for info in found))
+    return hosts if address.port else hosts[:1]
+
+
+def _why(problem: OSError) -> str:
+    return os.strerror(problem.errno).lower() if problem.errno and problem.errno > 0 else str(problem)
+
+
+def open_event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The event loop to use: uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def serve_forever(
+    server: StorageServer, addresses: Sequence[Address], on_ready: Callable[[asyncio.AbstractEventLoop], None]
+) -> None:
+    """Listen on *addresses* and serve until stopped. *on_ready* runs on the loop once all are listening."""
+
+    async def main() -> None:
+        try:
+            for address in addresses:
+                await server.listen(address)
+        except BaseException:
+            server._failure = ""
+            await server._close()
+            raise
+        on_ready(asyncio.get_running_loop())
+        await server.run()
+
+    with asyncio.Runner(loop_factory=open_event_loop()) as runner:
+        runner.run(main())

@@ -1,0 +1,296 @@
+"""One connection of a client: its handshake, its calls, its replies. No I/O of its own.
+
+What happens to a session, and what follows:
+
+    receive(data)   handshake, or calls carried out in order, their replies written in one piece
+    answer, refuse  the hosted storage answers a vote or a finish, at once, so that the reply stands in the
+                    stream where the commit happened
+    tell            a one-way call, such as an invalidation; it keeps its place among the replies
+    drop(reason)    the connection is closed from our side
+    lost(reason)    the connection is gone; transactions are given up, iterators closed
+
+Owns the order of what is written. Must not know sockets: a `Wire` takes bytes and can be closed.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError, StorageTransactionError, UndoError
+
+from zeoid import limits
+from zeoid.commit.transactions import Transaction
+from zeoid.errors import InvalidCall, PeerError, UnsendableValue
+from zeoid.server.hosted import Done, Hosted
+from zeoid.server.iterators import Iterators
+from zeoid.server.methods import ANSWERED_LATER, LATER, METHODS, OPERATIONS, Pack, Slow
+from zeoid.wire.codec import MessageId
+from zeoid.wire.connection import ServerConnection, State
+from zeoid.wire.messages import SERVER_METHODS, Phase
+
+log = logging.getLogger("zeoid.server")
+
+#: Errors that are part of normal life: the client is told, the log is not.
+_EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
+
+
+class Wire(Protocol):
+    """Where a session's bytes go."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class House(Protocol):
+    """What a session needs of the server around it."""
+
+    storages: dict[str, Hosted]
+
+    def run_slow(self, work: Callable[[], Any], done: Done) -> None: ...
+
+    def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None: ...
+
+
+class Session:
+    """The server's side of one connection."""
+
+    def __init__(self, house: House, wire: Wire, peer: str, *, offer: str = "Z5") -> None:
+        self._house = house
+        self._wire = wire
+        self._connection = ServerConnection(offer)
+        self._peer = peer
+        self._gathered: list[bytes] | None = None
+        self._awaited: dict[Any, MessageId] = {}
+        self._slow = 0
+        self._hosted: Hosted | None = None
+        self._closed = False
+        self.label = peer
+        self.read_only = False
+        self.iterators = Iterators()
+        wire.write(self._connection.offer)
+
+    @property
+    def hosted(self) -> Hosted:
+        """The storage that this client registered for."""
+        if self._hosted is None:
+            raise AssertionError("a method that needs a storage was let through before register")
+        return self._hosted
+
+    @property
+    def registered(self) -> bool:
+        return self._hosted is not None
+
+    # What comes in --------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the client. Never raises: what is wrong ends this connection and no other."""
+        if self._closed:
+            return
+        self._gathered = []
+        try:
+            for message_id, one_way, name, args in self._connection.receive(data):
+                self._call(message_id, bool(one_way), name, args)
+                if self._closed:
+                    break
+            if self._connection.state is State.ASKED:
+                self._report_status()
+        except PeerError as problem:
+            self.drop(str(problem))
+        except Exception:
+            log.exception("%s: a fault in the server; the connection is closed", self.label)
+            self.drop("internal error")
+        finally:
+            gathered, self._gathered = self._gathered, None
+            if gathered and not self._closed:
+                self._wire.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+
+    def _call(self, message_id: MessageId, one_way: bool, name: str, args: Any) -> None:
+        try:
+            method = SERVER_METHODS.get(name)
+            if method is None:
+                raise InvalidCall(f"there is no method {name[:100]!r}")
+            if (self._hosted is None) is not (method.phase is Phase.UNREGISTERED):
+                raise InvalidCall(f"{name} can't be called {_phase(self._hosted is not None)}")
+            args = method.check(args)
+            if name in ANSWERED_LATER:
+                if one_way:
+                    raise InvalidCall(f"{name} was called one-way, but has an answer")
+                self._await_answer(args[0], message_id)
+            result = METHODS[name](self, *args)
+        except Exception as problem:
+            if name in ANSWERED_LATER:
+                self._withdraw(message_id)
+            self._failed(message_id, one_way, name, args, problem)
+            return
+        if result is LATER:
+            return
+        if type(result) is Slow:
+            self._run_slow(message_id, one_way, name, result)
+        elif type(result) is Pack:
+            self._pack(message_id, one_way, result)
+        elif not one_way:
+            self._reply(message_id, name, result)
+
+    def _failed(self, message_id: MessageId, one_way: bool, name: str, args: Any, problem: Exception) -> None:
+        if isinstance(problem, InvalidCall):
+            log.warning("%s: %s", self.label, problem)
+        elif not isinstance(problem, _EXPECTED):
+            log.error("%s: %s failed", self.label, name, exc_info=problem)
+        if not one_way:
+            self._write(self._connection.fault(message_id, problem))
+        elif name in OPERATIONS and self._hosted is not None and args and _is_key(args[-1]):
+            self._hosted.transactions.break_(self, args[-1], problem)
+        else:
+            self.drop(f"{name} failed and can't be answered: {problem}")
+
+    def register(self, storage: str, read_only: bool) -> bytes:
+        hosted = self._house.storages.get(storage)
+        if hosted is None:
+            names = ", ".join(repr(name) for name in sorted(self._house.storages))
+            raise InvalidCall(f"unknown storage: {storage[:100]!r}; this server has {names}")
+        if hosted.read_only and not read_only:
+            raise ReadOnlyError()
+        self.read_only = read_only
+        self._hosted = hosted
+        self._connection.registered()
+        hosted.clients.add(self)
+        log.info(
+            "%s connected to storage %r %s, protocol %s",
+            self.label, storage, "read-only" if read_only else "for writing", self._connection.protocol,
+        )  # fmt: skip
+        return hosted.visible.tid
+
+    def set_label(self, label: str) -> None:
+        printable = "".join(c if c.isprintable() else "?" for c in label[:200])
+        log.info("%s is labelled %s", self.label, printable)
+        self.label = f"{printable} {self._peer}"
+
+    def _report_status(self) -> None:
+        status = {name: hosted.status() for name, hosted in self._house.storages.items()}
+        self._write_raw_frame(json.dumps(status).encode("ascii"))
+        self.drop("")
+
+    def _write_raw_frame(self, payload: bytes) -> None:
+        self._write(len(payload).to_bytes(4, "big") + payload)
+
+    # Work in threads ------------------------------------------------------------------------------
+
+    def _run_slow(self, message_id: MessageId, one_way: bool, name: str, slow: Slow) -> None:
+        if self._slow >= limits.SLOW_REQUESTS_PER_CONNECTION:
+            problem = InvalidCall(f"{name}: {self._slow} requests of this connection are under way")
+            self._failed(message_id, one_way, name, (), problem)
+            return
+        self._slow += 1
+
+        def done(value: Any, problem: BaseException | None) -> None:
+            self._slow -= 1
+            if self._closed:
+                self.iterators.close()
+            elif isinstance(problem, Exception):
+                self._failed(message_id, one_way, name, (), problem)
+            elif not one_way:
+                self._reply(message_id, name, value)
+
+        self._house.run_slow(slow.work, done)
+
+    def _pack(self, message_id: MessageId, one_way: bool, pack: Pack) -> None:
+        hosted = self.hosted
+        if hosted.packing:
+            self._failed(message_id, one_way, "pack", (), InvalidCall("a pack of this storage is under way"))
+            return
+        log.info("%s packs storage %r", self.label, hosted.name)
+        answer_later = pack.wait and not one_way
+
+        def done(problem: BaseException | None) -> None:
+            if problem is None:
+                log.info("%s has packed storage %r", self.label, hosted.name)
+            else:
+                log.error("%s could not pack storage %r: %s", self.label, hosted.name, problem)
+            if answer_later and not self._closed:
+                if isinstance(problem, Exception):
+                    self._write(self._connection.fault(message_id, problem))
+                else:
+                    self._reply(message_id, "pack", None)
+
+        self._house.pack(hosted, pack.time, done)
+        if not answer_later and not one_way:
+            self._reply(message_id, "pack", None)
+
+    # What goes out --------------------------------------------------------------------------------
+
+    def _await_answer(self, id: Any, message_id: MessageId) -> None:
+        """The reply to this call about transaction *id* will come from the hosted storage."""
+        if id in self._awaited:
+            raise StorageTransactionError("an earlier call about this transaction has no answer yet")
+        self._awaited[id] = message_id
+
+    def _withdraw(self, message_id: MessageId) -> None:
+        self._awaited = {id: waiting for id, waiting in self._awaited.items() if waiting != message_id}
+
+    def answer(self, transaction: Transaction, value: Any) -> None:
+        message_id = self._awaited.pop(transaction.id, None)
+        if message_id is not None and not self._closed:
+            self._reply(message_id, "vote", value)
+
+    def refuse(self, transaction: Transaction, problem: Exception) -> None:
+        message_id = self._awaited.pop(transaction.id, None)
+        if message_id is not None and not self._closed:
+            self._failed(message_id, False, "vote", (), problem)
+
+    def tell(self, name: str, *args: Any) -> None:
+        if not self._closed:
+            self._write(self._connection.call(name, *args))
+
+    def _reply(self, message_id: MessageId, name: str, value: Any) -> None:
+        try:
+            data = self._connection.reply(message_id, value)
+        except UnsendableValue as problem:
+            self._failed(message_id, False, name, (), problem)
+        else:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self._gathered is None:
+            self._wire.write(data)
+        else:
+            self._gathered.append(data)
+
+    # The end --------------------------------------------------------------------------------------
+
+    def drop(self, reason: str) -> None:
+        """Close the connection after what has been written so far. An empty *reason* is not logged."""
+        if self._closed:
+            return
+        if reason:
+            log.warning("%s dropped: %s", self.label, reason)
+        gathered, self._gathered = self._gathered, None
+        if gathered:
+            self._wire.write(b"".join(gathered))
+        self._wire.close()
+        self._end()
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone."""
+        if self._closed:
+            return
+        if self._hosted is not None:
+            log.info("%s disconnected%s", self.label, f": {reason}" if reason else "")
+        self._end()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._connection.close()
+        if not self._slow:
+            self.iterators.close()
+        if self._hosted is not None:
+            self._hosted.disconnected(self)
+
+
+def _phase(registered: bool) -> str:
+    return "after register" if registered else "before register"
+
+
+def _is_key(value: Any) -> bool:
+    return type(value) in (int, str, bytes)

@@ -1,0 +1,98 @@
+"""One storage as clients may see it: everything up to the one visible tid, nothing beyond.
+
+A transaction may already be in the engine while its invalidations are not yet on their way. Until they are,
+no reply may reveal it. So everything that reads goes through here. Owns the visible tid.
+"""
+
+from base64 import decodebytes
+from binascii import Error as Base64Error
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ZODB.POSException import POSKeyError
+
+from zeoid.model import Revision, tid_after
+from zeoid.ports import Engine, TransactionRecord
+
+
+class Visible:
+    """The engine's reading side, bounded by `tid`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tid = engine.last_tid()
+        self._beyond: bytes = tid_after(self._tid)
+
+    @property
+    def tid(self) -> bytes:
+        """The newest tid that clients may see."""
+        return self._tid
+
+    def advance(self, tid: bytes) -> None:
+        """The invalidations of *tid* are queued to every client."""
+        if tid <= self._tid:
+            raise AssertionError("the visible tid only grows")
+        self._beyond = tid_after(tid)
+        self._tid = tid
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        revision = self._engine.load_before(oid, min(tid, self._beyond))
+        if revision is not None and revision[2] is not None and revision[2] > self._tid:
+            return revision[0], revision[1], None
+        return revision
+
+    def load_serial(self, oid: bytes, serial: bytes) -> bytes:
+        if serial > self._tid:
+            raise POSKeyError(oid)
+        return self._engine.load_serial(oid, serial)
+
+    def current_tid(self, oid: bytes) -> bytes:
+        tid = self._engine.current_tid(oid)
+        if tid <= self._tid:
+            return tid
+        revision = self._engine.load_before(oid, self._beyond)
+        if revision is None:
+            raise POSKeyError(oid)
+        return revision[1]
+
+    def history(self, oid: bytes, size: int) -> list[dict[str, Any]]:
+        last = self._tid
+        entries = [entry for entry in self._engine.history(oid, size + 1) if entry["tid"] <= last]
+        return entries[:size]
+
+    def record_iternext(self, following: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        while True:
+            oid, tid, data, after = self._engine.record_iternext(following)
+            if tid <= self._tid:
+                return oid, tid, data, after
+            revision = self._engine.load_before(oid, self._beyond)
+            if revision is not None:
+                return oid, revision[1], revision[0], after
+            if after is None:
+                raise POSKeyError(oid)
+            following = after
+
+    def undo_log(self, first: int, last: int) -> list[dict[str, Any]]:
+        bound = self._tid
+        return _up_to(bound, self._engine.undo_log(first, last))
+
+    def undo_info(self, first: int, last: int, specification: dict[str, Any] | None) -> list[dict[str, Any]]:
+        bound = self._tid
+        return _up_to(bound, self._engine.undo_info(first, last, specification))
+
+    def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
+        last = self._tid
+        return self._engine.iterate(start, last if stop is None else min(stop, last))
+
+
+def _up_to(bound: bytes, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if _undo_tid(entry["id"]) <= bound]
+
+
+def _undo_tid(transaction_id: bytes) -> bytes:
+    """The tid in an undo log's id, as FileStorage makes them. Others' ids tell nothing."""
+    try:
+        tid = decodebytes(transaction_id + b"\n")
+    except (Base64Error, TypeError):
+        return b""
+    return tid if len(tid) == 8 else b""

@@ -1,0 +1,168 @@
+"""The two codings of a message, M5 (msgpack) and Z5 (pickle), behind one face.
+
+A message is the four values `(message id, flag, name, args)`. Owns their shape: what leaves `decode` has
+been checked to be such a quadruple; what its args may be is the business of `messages`.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any, Final, Protocol
+
+import msgpack
+
+from zeoid import limits
+from zeoid.errors import UndecodableMessage, UnknownProtocol, UnsendableValue
+from zeoid.wire import pickles
+
+#: An int, or the pair (oid, tid) that a stock client uses as the id of a load.
+MessageId = int | tuple[bytes, bytes]
+Message = tuple[MessageId, int, str, Any]
+
+ONE_WAY: Final = 1
+FAULT: Final = 2
+REPLY: Final = ".reply"
+HEARTBEAT_ID: Final = -1
+
+_VERSION: Final = b"5"
+_MESSAGE_ID_BITS: Final = 64
+_CONTAINERS: Final = frozenset({tuple, list, dict, pickles.Instance})
+#: msgpack's packer keeps a buffer as large as its largest message; above this size it is given up.
+_KEPT_BUFFER_BYTES: Final = 1024 * 1024
+#: msgpack makes a number of its timestamps, which no message needs. No other extension passes.
+_TIMESTAMP_AS_NUMBER: Final = 1
+
+
+class Codec(Protocol):
+    """One coding. Not safe for use by two threads at once."""
+
+    name: str
+
+    def encode(self, message_id: MessageId, flag: int, name: str, args: Any) -> bytes:
+        """The bytes of a message, unframed. UnsendableValue when *args* holds what can't be sent."""
+
+    def decode(self, data: bytes) -> Message:
+        """The message in *data*. UndecodableMessage when it is none."""
+
+
+def _checked(message: Any) -> Message:
+    if type(message) is not tuple or len(message) != 4:
+        raise UndecodableMessage(f"a message that is no quadruple but a {type(message).__name__}")
+    message_id, flag, name, args = message
+    if type(message_id) is int:
+        if not -(1 << _MESSAGE_ID_BITS) < message_id < (1 << _MESSAGE_ID_BITS):
+            raise UndecodableMessage("a message id out of range")
+    elif (
+        type(message_id) is not tuple
+        or len(message_id) != 2
+        or not all(type(part) is bytes and len(part) <= 8 for part in message_id)
+    ):
+        raise UndecodableMessage("a message id that is neither a number nor a pair of an oid and a tid")
+    if type(flag) is not int and type(flag) is not bool:
+        raise UndecodableMessage("a flag that is no number")
+    if type(name) is not str:
+        raise UndecodableMessage("a name that is no text")
+    if type(args) is not tuple:
+        _check_nesting(args)
+    else:
+        for part in args:
+            if type(part) in _CONTAINERS:
+                _check_nesting(args)
+                break
+    return message
+
+
+def _check_nesting(args: Any) -> None:
+    """Level by level and without recursion, which is what a deep value would exhaust."""
+    level = [args]
+    for _ in range(limits.NESTING):
+        below: list[Any] = []
+        for value in level:
+            if type(value) is dict:
+                parts: Collection[Any] = value.values()
+            elif type(value) is pickles.Instance:
+                parts = (value.args, value.state)
+            elif type(value) in _CONTAINERS:
+                parts = value
+            else:
+                continue
+            if not _CONTAINERS.isdisjoint(map(type, parts)):
+                below += [part for part in parts if type(part) in _CONTAINERS]
+        if not below:
+            return
+        level = below
+    raise UndecodableMessage(f"a message that is nested more than {limits.NESTING} deep")
+
+
+def _refuse_extension(code: int, data: bytes) -> Any:
+    raise UndecodableMessage(f"a msgpack extension type ({code})")
+
+
+def _refuse_object(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    raise UnsendableValue(f"a {type(value).__module__}.{type(value).__qualname__} can't be sent")
+
+
+class MsgpackCodec:
+    """M5. Lists arrive as tuples."""
+
+    name = "M5"
+
+    def __init__(self) -> None:
+        self._pack = self._new_packer()
+
+    @staticmethod
+    def _new_packer() -> Callable[[Any], bytes]:
+        pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True, default=_refuse_object).pack
+        return pack
+
+    def encode(self, message_id: MessageId, flag: int, name: str, args: Any) -> bytes:
+        try:
+            message = self._pack((message_id, flag, name, args))
+        except UnsendableValue:
+            self._pack = self._new_packer()
+            raise
+        except (ValueError, OverflowError, TypeError) as problem:
+            self._pack = self._new_packer()
+            raise UnsendableValue(f"a value that can't be sent: {problem}") from None
+        if len(message) > _KEPT_BUFFER_BYTES:
+            self._pack = self._new_packer()
+        return message
+
+    def decode(self, data: bytes) -> Message:
+        try:
+            message = msgpack.unpackb(
+                data, raw=False, use_list=False, ext_hook=_refuse_extension, timestamp=_TIMESTAMP_AS_NUMBER
+            )
+        except UndecodableMessage:
+            raise
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as problem:
+            reason = str(problem) or type(problem).__name__
+            raise UndecodableMessage(f"a broken msgpack message: {reason}") from None
+        return _checked(message)
+
+
+class PickleCodec:
+    """Z5."""
+
+    name = "Z5"
+
+    def encode(self, message_id: MessageId, flag: int, name: str, args: Any) -> bytes:
+        return pickles.dumps((message_id, flag, name, args))
+
+    def decode(self, data: bytes) -> Message:
+        return _checked(pickles.loads(data))
+
+
+_CODECS: Final[dict[bytes, Callable[[], Codec]]] = {b"M": MsgpackCodec, b"Z": PickleCodec}
+
+#: The names of the protocols that this version speaks, the best first.
+PROTOCOLS: Final = ("M5", "Z5")
+
+
+def codec_for(protocol: bytes) -> Codec:
+    """The codec of a protocol name as it stands on the wire, such as b"M5"."""
+    make = _CODECS.get(protocol[:1])
+    if make is None or protocol[1:] != _VERSION:
+        shown = protocol[: limits.INTEGER_BYTES]
+        raise UnknownProtocol(f"protocol {shown!r} is not spoken here, only {' and '.join(PROTOCOLS)}")
+    return make()

@@ -1,0 +1,206 @@
+"""The law of a connection, for both ends: the handshake, then calls and replies. No I/O.
+
+States and what moves them (anything else is a PeerError, after which the connection is CLOSED):
+
+    end     state      receives                   writes           becomes
+    server  OFFERED    an answer: M5 or Z5        -                OPEN
+    server  OFFERED    `ruok`                     -                ASKED (for its status, as one JSON message)
+    server  OPEN       calls, heartbeats          replies, calls   OPEN
+    client  WAITING    an offer: M5 or Z5         the answer       OPEN
+    client  OPEN       replies, one-way calls     calls            OPEN
+
+The server speaks first: `ServerConnection.offer` is what to write when a connection is made. A reply
+carries the id of its call; a client's reply to nothing, or a call that is no one-way call, breaks the law.
+"""
+
+from enum import Enum
+from itertools import count
+from typing import Any, Final
+
+from zeoid import limits
+from zeoid.errors import PeerError, UnknownProtocol
+from zeoid.wire import faults
+from zeoid.wire.codec import FAULT, HEARTBEAT_ID, ONE_WAY, REPLY, Codec, Message, MessageId, codec_for
+from zeoid.wire.frames import FrameReader, frame
+
+STATUS_REQUEST: Final = b"ruok"
+
+
+class State(Enum):
+    """Where a connection is in its life."""
+
+    OFFERED = "offered"
+    WAITING = "waiting for an offer"
+    ASKED = "asked for its status"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class _Connection:
+    """What both ends share: frames, the codec once it is agreed on, and the state."""
+
+    __slots__ = ("_decode", "_encode", "_frame_limit", "_reader", "protocol", "state")
+
+    def __init__(self, state: State, frame_limit: int) -> None:
+        self.state = state
+        self.protocol = ""
+        self._frame_limit = frame_limit
+        self._reader = FrameReader(min(frame_limit, limits.HANDSHAKE_FRAME_BYTES))
+
+    def _agree(self, codec: Codec) -> None:
+        self._encode = codec.encode
+        self._decode = codec.decode
+        self.protocol = codec.name
+        self.state = State.OPEN
+
+    def registered(self) -> None:
+        """The peer is known: messages may now be as large as the limit says."""
+        self._reader.limit = self._frame_limit
+
+    def close(self) -> None:
+        self.state = State.CLOSED
+
+    def _require_open(self) -> None:
+        if self.state is not State.OPEN:
+            raise AssertionError(f"a message on a connection that is {self.state.value}")
+
+
+class ServerConnection(_Connection):
+    """The server's end."""
+
+    __slots__ = ("offer",)
+
+    def __init__(self, offer: str, frame_limit: int = limits.FRAME_BYTES) -> None:
+        super().__init__(State.OFFERED, frame_limit)
+        #: The first bytes to write.
+        self.offer = frame(offer.encode("ascii"))
+
+    def receive(self, data: bytes) -> list[Message]:
+        """The calls that *data* completes, in order, without heartbeats. PeerError ends the connection."""
+        calls = []
+        try:
+            for payload in self._reader.feed(data):
+                if self.state is State.OPEN:
+                    call = self._decode(payload)
+                    if call[2] != REPLY:
+                        calls.append(call)
+                    elif call[0] != HEARTBEAT_ID:
+                        raise PeerError("a reply to a call that was never made")
+                elif self.state is not State.OFFERED:
+                    raise PeerError(f"a message on a connection that is {self.state.value}")
+                elif payload == STATUS_REQUEST:
+                    self.state = State.ASKED
+                else:
+                    self._agree(codec_for(payload))
+        except PeerError:
+            self.close()
+            raise
+        return calls
+
+    def reply(self, message_id: MessageId, value: Any) -> bytes:
+        """The bytes of a reply. UnsendableValue when *value* can't be sent."""
+        return frame(self._encode(message_id, 0, REPLY, value))
+
+    def fault(self, message_id: MessageId, problem: BaseException) -> bytes:
+        """The bytes of a reply that says that the call failed."""
+        return frame(self._encode(message_id, FAULT, REPLY, faults.describe(problem)))
+
+    def call(self, name: str, *args: Any) -> bytes:
+        """The bytes of a one-way call to the client."""
+        self._require_open()
+        return frame(self._encode(0, ONE_WAY, name, args))
+
+
+#: What a client gets for a message: the slot of the call it answers (None for a call by the server),
+#: the flag, the name and the args.
+Delivery = tuple[Any, int, str, Any]
+
+
+class ClientConnection(_Connection):
+    """The client's end. A *slot* is whatever the caller wants back with the reply, but None.
+
+    `call` and `receive` may be used by two threads, one of each.
+    """
+
+    __slots__ = ("_answer", "_coding", "_ids", "_last_id", "_pending", "offered")
+
+    def __init__(self, coding: str | None = None, frame_limit: int = limits.FRAME_BYTES) -> None:
+        """*coding*: "M5" or "Z5", whatever the server offers; None answers M5."""
+        super().__init__(State.WAITING, frame_limit)
+        self._coding = coding or "M5"
+        self._answer = b""
+        #: What the server offered: M5 or Z5.
+        self.offered = ""
+        self._ids = count(1)
+        self._last_id = 0
+        self._pending: dict[MessageId, Any] = {}
+
+    def take_answer(self) -> bytes:
+        """What must be written because of what was received; empty most of the time."""
+        answer, self._answer = self._answer, b""
+        return answer
+
+    def receive(self, data: bytes) -> list[Delivery]:
+        """Replies with their slots and the server's calls, in order. PeerError ends the connection."""
+        deliveries: list[Delivery] = []
+        try:
+            for payload in self._reader.feed(data):
+                if self.state is State.OPEN:
+                    message_id, flag, name, args = self._decode(payload)
+                    if name == REPLY:
+                        if message_id in self._pending:
+                            deliveries.append((self._pending.pop(message_id), flag, name, args))
+                        elif message_id != HEARTBEAT_ID and not self._was_forgotten(message_id):
+                            raise PeerError("a reply to a call that was never made")
+                    elif flag == ONE_WAY:
+                        deliveries.append((None, flag, name, args))
+                    else:
+                        raise PeerError(f"the server called {name[:100]!r} and wants a reply")
+                elif self.state is State.WAITING:
+                    self._accept(payload)
+                else:
+                    raise PeerError(f"a message on a connection that is {self.state.value}")
+        except PeerError:
+            self.close()
+            raise
+        return deliveries
+
+    def _accept(self, offer: bytes) -> None:
+        self.offered = codec_for(offer).name  # the version must fit; the coding is ours to choose
+        if self._coding not in ("M5", "Z5"):
+            raise UnknownProtocol(f"coding {self._coding!r} is neither M5 nor Z5")
+        answer = self._coding.encode("ascii")
+        self._agree(codec_for(answer))
+        self._answer = frame(answer)
+        # A large invalidation may stand right behind the reply to `register`, in the same segment.
+        self.registered()
+
+    def _was_forgotten(self, message_id: MessageId) -> bool:
+        return type(message_id) is int and 0 < message_id <= self._last_id
+
+    def call(self, slot: Any, name: str, args: tuple[Any, ...]) -> bytes:
+        """The bytes of a call whose reply comes back with *slot*."""
+        message_id = next(self._ids)
+        message = frame(self._encode(message_id, 0, name, args))
+        self._pending[message_id] = slot
+        self._last_id = message_id
+        return message
+
+    def one_way(self, name: str, args: tuple[Any, ...]) -> bytes:
+        """The bytes of a call without a reply."""
+        self._require_open()
+        return frame(self._encode(0, ONE_WAY, name, args))
+
+    def heartbeat(self) -> bytes:
+        """The bytes of a message that says nothing but that we are there."""
+        return frame(self._encode(HEARTBEAT_ID, 0, REPLY, None))
+
+    def forget(self, slot: Any) -> None:
+        """Nobody waits for this reply any more; it will be dropped when it comes."""
+        for message_id, waiting in list(self._pending.items()):
+            if waiting is slot:
+                del self._pending[message_id]
+
+    def slots(self) -> list[Any]:
+        """The slots of all calls that have no reply yet."""
+        return list(self._pending.values())

@@ -1,0 +1,203 @@
+"""The message table: every method of the protocol with its arguments, in one place.
+
+Owns what a call must look like: who may call it, in which phase, with which arguments, and whether it may
+be sent one-way. Knows nothing of how a method is carried out. `docs/protocol.md` is checked against it.
+Source: the methods of ZEO 5 and 6, as their servers register them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from zeoid import limits
+from zeoid.errors import InvalidCall
+from zeoid.model import UndoPrefix
+
+
+class Phase(Enum):
+    """When a call is allowed on a connection."""
+
+    UNREGISTERED = "before register"
+    REGISTERED = "after register"
+
+
+class Access(Enum):
+    """What a caller must be allowed to do. Roles grant these."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+Check = Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """The kind of an argument: its name as documented, and the test it must pass."""
+
+    name: str
+    test: Check
+
+
+def _is_eight_bytes(value: Any) -> bool:
+    return type(value) is bytes and len(value) == 8
+
+
+def _is_plain(value: Any, depth: int = limits.NESTING) -> bool:
+    if depth == 0:
+        return False
+    if type(value) is dict:
+        return all(_is_plain(part, depth - 1) for pair in value.items() for part in pair)
+    if type(value) in (list, tuple, set):
+        return all(_is_plain(part, depth - 1) for part in value)
+    return value is None or type(value) in (str, bytes, int, float, bool)
+
+
+def _is_specification(value: Any) -> bool:
+    return type(value) is dict and all(
+        type(key) is str and (isinstance(wanted, UndoPrefix) or _is_plain(wanted))
+        for key, wanted in value.items()
+    )
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int or type(value) is bool
+
+
+OID: Final = Kind("oid", _is_eight_bytes)
+TID: Final = Kind("tid", _is_eight_bytes)
+DATA: Final = Kind("bytes", lambda value: type(value) is bytes)
+TEXT: Final = Kind("text", lambda value: type(value) in (str, bytes))
+INTEGER: Final = Kind("integer", _is_integer)
+NUMBER: Final = Kind("number", lambda value: type(value) is float or _is_integer(value))
+FLAG: Final = Kind("flag", _is_integer)
+STATUS: Final = Kind("status", lambda value: type(value) in (str, bytes) and len(value) == 1)
+INTEGERS: Final = Kind(
+    "integers", lambda value: type(value) in (list, tuple) and all(map(_is_integer, value))
+)
+OIDS: Final = Kind(
+    "oids", lambda value: type(value) in (list, tuple, set) and all(map(_is_eight_bytes, value))
+)
+EXTENSION: Final = Kind("dictionary", lambda value: type(value) is dict and _is_plain(value))
+SPECIFICATION: Final = Kind("specification", lambda value: value is None or _is_specification(value))
+MAPPING: Final = Kind("dictionary", lambda value: type(value) is dict)
+#: A transaction's id is whatever its client chose, as long as it can be a key.
+TRANSACTION: Final = Kind(
+    "transaction id", lambda value: _is_integer(value) or (type(value) in (str, bytes) and len(value) <= 64)
+)
+
+
+def _or_none(kind: Kind) -> Kind:
+    return Kind(f"{kind.name} or None", lambda value: value is None or kind.test(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One row of the table. The last *optional* arguments may be left out."""
+
+    name: str
+    args: tuple[tuple[str, Kind], ...]
+    optional: int = 0
+    phase: Phase = Phase.REGISTERED
+    access: Access = Access.READ
+    summary: str = ""
+
+    def check(self, args: Any) -> tuple[Any, ...]:
+        """*args* as a tuple. InvalidCall, naming the first argument that is wrong."""
+        if type(args) is tuple and len(args) == len(self.args):
+            for (_, kind), value in zip(self.args, args, strict=False):
+                if not kind.test(value):
+                    break
+            else:
+                return args
+        return self._explain(args)
+
+    def _explain(self, args: Any) -> tuple[Any, ...]:
+        """As `check`, for arguments that are incomplete, of another type, or wrong."""
+        if type(args) is not tuple:
+            if type(args) is not list:
+                raise InvalidCall(f"{self.name}: the arguments are no sequence")
+            args = tuple(args)
+        given: tuple[Any, ...] = args
+        most = len(self.args)
+        if not most - self.optional <= len(given) <= most:
+            raise InvalidCall(f"{self.name} takes {self.signature()}, not {len(given)} arguments")
+        for (name, kind), value in zip(self.args, given, strict=False):
+            if not kind.test(value):
+                raise InvalidCall(f"{self.name}: {name} must be {kind.name}, not {_shown(value)}")
+        return given
+
+    def signature(self) -> str:
+        """The arguments as documented, the optional ones in brackets."""
+        required = len(self.args) - self.optional
+        return "(" + ", ".join(
+            name if index < required else f"[{name}]" for index, (name, _) in enumerate(self.args)
+        ) + ")"  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return type(value).__name__
+
+
+def _table(*rows: Method) -> dict[str, Method]:
+    return {row.name: row for row in rows}
+
+
+_R, _W, _A = Access.READ, Access.WRITE, Access.ADMIN
+_P = Phase.REGISTERED
+_id = ("transaction", TRANSACTION)
+_oid = ("oid", OID)
+_serial = ("serial", TID)
+_data = ("data", DATA)
+
+#: What a client may call on a server.
+SERVER_METHODS: Final = _table(
+    Method("register", (("storage", TEXT), ("read_only", FLAG)), 0, Phase.UNREGISTERED, _R,
+           "choose a storage; the reply is its last tid"),
+    Method("get_info", (), 0, _P, _R, "length, size, name and interfaces of the storage"),
+    Method("lastTransaction", (), 0, _P, _R, "the last visible tid"),
+    Method("getInvalidations", (("tid", TID),), 0, _P, _R, "what changed since, or None if it isn't known"),
+    Method("loadBefore", (_oid, ("tid", TID)), 0, _P, _R, "the newest revision before tid"),
+    Method("loadSerial", (_oid, _serial), 0, _P, _R, "the data of one revision"),
+    Method("getTid", (_oid,), 0, _P, _R, "the tid of the current revision"),
+    Method("history", (_oid, ("size", INTEGER)), 1, _P, _R, "the newest revisions, described"),
+    Method("record_iternext", (("next", _or_none(OID)),), 1, _P, _R, "the current records in oid order"),
+    Method("undoInfo", (("first", INTEGER), ("last", INTEGER), ("specification", SPECIFICATION)), 3, _P, _R,
+           "the undoable transactions that match"),
+    Method("undoLog", (("first", INTEGER), ("last", INTEGER)), 2, _P, _R, "the undoable transactions"),
+    Method("iterator_start", (("start", _or_none(TID)), ("stop", _or_none(TID))), 2, _P, _R,
+           "begin to iterate over transactions; the reply is the iterator's id"),
+    Method("iterator_next", (("iterator", INTEGER),), 0, _P, _R, "the next transaction or None"),
+    Method("iterator_record_start", (("iterator", INTEGER), ("tid", TID)), 0, _P, _R,
+           "begin to iterate over the records of the iterator's current transaction"),
+    Method("iterator_record_next", (("iterator", INTEGER),), 0, _P, _R, "the next record or None"),
+    Method("iterator_gc", (("iterators", INTEGERS),), 0, _P, _R, "forget iterators"),
+    Method("new_oids", (("count", INTEGER),), 1, _P, _W, "oids that were never used"),
+    Method("tpc_begin", (_id, ("user", TEXT), ("description", TEXT), ("extension", EXTENSION),
+                         ("tid", _or_none(TID)), ("status", STATUS)), 2, _P, _W, "begin a transaction"),
+    Method("storea", (_oid, _serial, _data, _id), 0, _P, _W, "write a revision"),
+    Method("restorea", (_oid, _serial, ("data", _or_none(DATA)), ("same_as", _or_none(TID)), _id), 0, _P, _W,
+           "copy a revision of another storage"),
+    Method("deleteObject", (_oid, _serial, _id), 0, _P, _W, "delete an object"),
+    Method("checkCurrentSerialInTransaction", (_oid, _serial, _id), 0, _P, _W,
+           "fail the vote unless the object is still at this revision"),
+    Method("undoa", (("undone", DATA), _id), 0, _P, _W, "reverse a transaction"),
+    Method("vote", (_id,), 0, _P, _W, "prepare; the reply lists resolved oids and conflicts to resolve"),
+    Method("tpc_finish", (_id,), 0, _P, _W, "commit; the reply is the tid"),
+    Method("tpc_abort", (_id,), 0, _P, _W, "forget the transaction"),
+    Method("pack", (("time", NUMBER), ("wait", FLAG)), 1, _P, _A, "remove old revisions and garbage"),
+    Method("server_status", (), 0, _P, _R, "the thirteen figures that ZEO reports"),
+    Method("set_client_label", (("label", TEXT),), 0, _P, _R, "a name for the log"),
+    Method("ping", (), 0, _P, _R, "nothing, in order"),
+)  # fmt: skip
+
+#: What a server may call, one-way, on a client.
+CLIENT_METHODS: Final = _table(
+    Method("invalidateTransaction", (("tid", TID), ("oids", OIDS)),
+           summary="a transaction was committed; it wrote these objects"),
+    Method("info", (("info", MAPPING),), summary="the storage's length and size have changed"),
+)  # fmt: skip
