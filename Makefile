@@ -14,7 +14,7 @@ help:
 	@echo "make test-all       the tests with every combination of client, server and coding"
 	@echo "make check          ruff, mypy --strict, documentation of every option"
 	@echo "make bench          Zeoid beside ZEO, FileStorage and a bare socket; writes bench/results/"
-	@echo "make fuzz           throw bytes at the decoders (SECONDS=60)"
+	@echo "make fuzz           throw bytes at the decoders (FUZZ_SECONDS=60)"
 
 # A Debian without the package python3-venv has Python but cannot make an environment.
 define make_venv
@@ -53,7 +53,7 @@ bench: $(VENV)/.ready
 	$(RUN) -m bench $(BENCH_ARGS)
 
 fuzz: $(VENV)/.ready
-	$(RUN) -m tests.fuzz --seconds $(or $(SECONDS),60)
+	$(RUN) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
 clean:
 	rm -rf $(VENV) $(ZOPE_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -82,5 +82,7 @@ PREFETCH_WINDOW: Final = 500
 CACHE_BYTES: Final = 20 * 1024 * 1024
 #: Invalidations remembered to correct replies that were under way when they arrived.
 RECENT_INVALIDATIONS: Final = 256
+#: A thread that waits for a reply looks at its deadline this often.
+RECEIVE_TICK_S: Final = 1.0
 #: The size of one read from a socket. Larger ones make the allocator ask the system for memory each time.
 READ_BYTES: Final = 64 * 1024

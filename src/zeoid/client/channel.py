@@ -23,15 +23,14 @@ Invariants:
 """
 
 import logging
-import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from zeoid import limits
+from zeoid.client.stream import Stream
 from zeoid.errors import Disconnected, PeerError, TimedOut
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT
@@ -68,11 +67,8 @@ class Channel:
     """See the module. Made with a connected socket, which it owns from then on."""
 
     def __init__(self, sock: socket.socket, *, coding: str | None = None, peer: str = "") -> None:
-        sock.setblocking(False)
         self.peer = peer
-        self._sock = sock
-        self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN)
+        self._stream = Stream(sock, peer)
         self._connection = ClientConnection(coding)
         self._on_call: OnCall | None = None
         self._early: list[tuple[str, Any]] = []
@@ -93,9 +89,9 @@ class Channel:
         deadline_s = _monotonic() + timeout_s
         try:
             while self._connection.state is State.WAITING:
-                if not self._readable.poll(max(0.0, deadline_s - _monotonic()) * 1000):
+                data = self._stream.receive(deadline_s)
+                if data is None:
                     raise TimedOut(f"no offer from {self.peer} within {timeout_s:g} s")
-                data = self._sock.recv(limits.READ_BYTES)
                 if not data:
                     raise Disconnected(f"{self.peer} closed the connection")
                 self._deliver(data)
@@ -146,12 +142,28 @@ class Channel:
         """
         deadline_s = _monotonic() + timeout_s
         waiter = _Waiter(hook)
-        self._acquire_sending(deadline_s)
+        if self._dead is not None or not self._send_lock.acquire(False):
+            self._acquire_sending(deadline_s)
         try:
             message = self._connection.call(waiter, name, args)
             self._send(before + message if before else message, deadline_s)
         finally:
-            self._release_sending()
+            self._send_lock.release()
+            if self._dead is not None:
+                self._close_socket()
+        # What `_await` does, for the one case that nearly every load is: nobody else reads.
+        with self._roles:
+            reading = self._reader is None and self._dead is None and not waiter.done
+            if reading:
+                self._reader = waiter
+        if reading:
+            try:
+                self._read(waiter, deadline_s)
+            except BaseException as problem:
+                self._interrupted(waiter, problem)
+                raise
+            if waiter.done and waiter.problem is None:
+                return waiter.value
         return self._await(waiter, deadline_s, timeout_s)
 
     def call_all(
@@ -209,11 +221,7 @@ class Channel:
     def _send(self, data: bytes, deadline_s: float) -> None:
         """Write all of *data*, holding the send lock. Whatever goes wrong within it ends the channel."""
         try:
-            sent = self._sock.send(data)
-            if sent != len(data):
-                self._send_rest(memoryview(data)[sent:], deadline_s)
-        except BlockingIOError:
-            self._send_rest(memoryview(data), deadline_s)
+            self._stream.send(data, deadline_s)
         except BaseException as problem:
             self._die(problem)
             if isinstance(problem, OSError):
@@ -221,23 +229,6 @@ class Channel:
             raise
         self._last_sent_s = _monotonic()
         self._uses += 1
-
-    def _send_rest(self, rest: memoryview, deadline_s: float) -> None:
-        writable = select.poll()
-        writable.register(self._sock, select.POLLOUT)
-        try:
-            while rest:
-                if not writable.poll(max(0.0, deadline_s - _monotonic()) * 1000):
-                    raise TimedOut(f"{self.peer} does not read what it is sent")
-                try:
-                    rest = rest[self._sock.send(rest) :]
-                except BlockingIOError:
-                    continue
-        except BaseException as problem:
-            self._die(problem)
-            if isinstance(problem, OSError):
-                self._raise_if_dead()
-            raise
 
     # Waiting and reading --------------------------------------------------------------------------
 
@@ -298,12 +289,9 @@ class Channel:
         """
         try:
             while not waiter.done and self._dead is None:
-                if not self._readable.poll(max(0.0, deadline_s - _monotonic()) * 1000):
+                data = self._stream.receive(deadline_s, idle=waiter is _BACKGROUND)
+                if data is None:
                     break
-                try:
-                    data = self._sock.recv(limits.READ_BYTES)
-                except BlockingIOError:
-                    continue  # poll was mistaken
                 if not data:
                     raise Disconnected(f"{self.peer} closed the connection")
                 if self._deliver(data) and waiter is _BACKGROUND:
@@ -416,8 +404,7 @@ class Channel:
             if self._dead is not None:
                 return
             self._dead = problem
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)  # wakes whoever polls it
+        self._stream.shutdown()  # wakes whoever reads it
         with self._roles:
             waiting = list(self._waiting)
             self._waiting.clear()
@@ -432,14 +419,14 @@ class Channel:
         """Close it as soon as no thread is using it: its number may be another file's afterwards."""
         if self._reader is None and self._send_lock.acquire(False):
             try:
-                self._sock.close()
+                self._stream.close()
             finally:
                 self._send_lock.release()
 
     def abandon(self) -> None:
         """Forget a connection that belongs to the process this one was forked from: no byte is sent."""
         self._dead = Disconnected("the connection belongs to the parent process")
-        self._sock.close()
+        self._stream.close()
 
     def _raise_if_dead(self) -> None:
         if self._dead is None:

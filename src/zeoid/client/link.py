@@ -86,7 +86,8 @@ class Link:
     def _reset(self, state: State) -> None:
         self._changed = threading.Condition()
         self._state = state
-        self._channel: Channel | None = None
+        #: The verified connection, if there is one at this moment.
+        self.ready: Channel | None = None
         self._found_writer: tuple[Channel, Address, bytes] | None = None
         self._seeking = False
         self._plain: set[Address] = set()
@@ -132,14 +133,14 @@ class Link:
 
     def channel(self, timeout_s: float) -> Channel:
         """The verified connection, waited for if need be. Disconnected when it does not come."""
-        channel = self._channel
+        channel = self.ready
         if channel is not None:
             return channel
         self.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._channel or self._state is State.CLOSED, timeout_s)
-            if self._channel is not None:
-                return self._channel
+            self._changed.wait_for(lambda: self.ready or self._state is State.CLOSED, timeout_s)
+            if self.ready is not None:
+                return self.ready
         if self.closed:
             raise Disconnected("the storage is closed")
         raise self._no_connection(timeout_s)
@@ -147,10 +148,6 @@ class Link:
     def _no_connection(self, timeout_s: float) -> TimedOut:
         reason = str(self._failure or self._names())
         return TimedOut(f"no connection to a storage server within {timeout_s:g} s: {reason}")
-
-    def current(self) -> Channel | None:
-        """The verified connection, if there is one at this moment."""
-        return self._channel
 
     @property
     def closed(self) -> bool:
@@ -160,7 +157,7 @@ class Link:
         """Close the connection and end the threads. Idempotent."""
         with self._changed:
             self._state = State.CLOSED
-            channel, self._channel = self._channel, None
+            channel, self.ready = self.ready, None
             found, self._found_writer = self._found_writer, None
             thread = self._thread
             self._changed.notify_all()
@@ -173,7 +170,7 @@ class Link:
 
     def after_fork(self) -> None:
         """In a forked child: the parent's connection and threads are not ours."""
-        channel = self._channel
+        channel = self.ready
         self._reset(State.CLOSED if self._state is State.CLOSED else State.CONNECTING)
         if channel is not None:
             channel.abandon()
@@ -204,7 +201,7 @@ class Link:
         with self._changed:
             found, self._found_writer = self._found_writer, None
         if found is not None and self._take(*found):
-            return self._channel
+            return self.ready
         for address in self.addresses:
             if self.closed:
                 break
@@ -222,13 +219,13 @@ class Link:
                 if self._take(channel, address, tid):
                     if readable is not None:
                         readable[0].close()
-                    return self._channel
+                    return self.ready
             elif readable is None:
                 readable = channel, address, tid
             else:
                 channel.close()
         if readable is not None and self._take(*readable, read_only=True):
-            return self._channel
+            return self.ready
         if len(refusals) == len(self.addresses):
             with self._changed:
                 self._refusal = refusals[0]
@@ -299,7 +296,7 @@ class Link:
             self.read_only = read_only or self._access is Access.READ
             self.generation += 1
             self._on_connected(info)
-            self._channel = channel
+            self.ready = channel
             self._state = State.READY
             self._failure = self._refusal = None
             self._changed.notify_all()
@@ -343,7 +340,7 @@ class Link:
         with self._changed:
             if self._state is State.READY:
                 self._state = State.CONNECTING
-                self._channel = None
+                self.ready = None
                 log.warning("disconnected from %s: %s", self.peer, _reason(problem))
                 self._changed.notify_all()
         self._wake.set()
@@ -378,7 +375,7 @@ class Link:
     def _offer_writer(self, channel: Channel, address: Address, tid: bytes) -> None:
         """A writable server was found: the keeper takes it instead of the read-only one."""
         with self._changed:
-            old = self._channel
+            old = self.ready
             if self.closed:
                 old = None
             else:

@@ -168,7 +168,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     @property
     def protocol(self) -> str:
         """The coding in use, M5 or Z5; empty while not connected."""
-        channel = self._link.current()
+        channel = self._link.ready
         return "" if channel is None else channel.protocol
 
     def isReadOnly(self) -> bool:
@@ -197,7 +197,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if self._server_sync:
             self._read("ping")
         else:
-            channel = self._link.current()
+            channel = self._link.ready
             if channel is not None:
                 channel.drain()
 
@@ -237,7 +237,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         timeout_s = self._timeout_s
         deadline_s = time.monotonic() + timeout_s
         while True:
-            channel = self._link.channel(timeout_s)
+            channel = self._link.ready or self._link.channel(timeout_s)
             try:
                 revision: Revision | None = channel.call(
                     "loadBefore", (oid, tid), timeout_s, hook=partial(view.loaded, oid, view.mark)

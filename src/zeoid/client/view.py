@@ -38,7 +38,8 @@ class View:
         self.listener: Listener | None = None
         self._lock = threading.RLock()
         self._last: bytes = NO_TID
-        self._applied = 0
+        #: How many invalidations were applied: taken when a load is sent, given to `loaded` with its reply.
+        self.mark = 0
         #: (number of the application, tid, oids), oldest first
         self._recent: deque[tuple[int, bytes, frozenset[bytes]]] = deque(maxlen=limits.RECENT_INVALIDATIONS)
 
@@ -53,17 +54,12 @@ class View:
         """What the cache knows for sure of *oid* before *tid*."""
         return self.cache.load_before(oid, tid, self._last)
 
-    @property
-    def mark(self) -> int:
-        """To be taken when a load is sent, and given to `loaded` with its reply."""
-        return self._applied
-
     def loaded(self, oid: bytes, mark: int, reply: Any) -> Revision | None:
         """A reply to a load arrived."""
         if reply is None:
             return None
         data, start, end = reply
-        if end is None and mark != self._applied:
+        if end is None and mark != self.mark:
             known, end = self._ended_since(mark, oid, start)
             if not known:
                 return data, start, None
@@ -113,8 +109,8 @@ class View:
             self._last = max(self._last, tid)
 
     def _note(self, tid: bytes, written: frozenset[bytes]) -> None:
-        self._applied += 1
-        self._recent.append((self._applied, tid, written))
+        self.mark += 1
+        self._recent.append((self.mark, tid, written))
 
     # Verification, when a connection is made ------------------------------------------------------
 
@@ -144,7 +140,7 @@ class View:
 
     def _forget_recent(self) -> None:
         # No load survives a change of connections, so no mark from before is ever used again.
-        self._applied += 1
+        self.mark += 1
         self._recent.clear()
 
     def after_fork(self, cache: ObjectCache) -> None:

@@ -6,16 +6,18 @@ must be carried out. Whoever carries them out reports back (`prepared`, `conflic
 
     state      operation   vote              finish      abort       deadline
     STORING    gathered    WAITING           refused     gone        –
-    WAITING    breaks it   refused           refused     gone        conflict error, gone
+    WAITING    breaks it   refused           refused     gone, told  gone, told
     PREPARING  breaks it   refused           refused     DOOMED      –
     RESOLVING  gathered    PREPARING         refused     gone        gone, told
     PREPARED   breaks it   refused           FINISHING   gone        gone, told
     FINISHING  too late    refused           refused     too late    –
-    DOOMED     ignored     refused           refused     –           –
+    DOOMED     –           –                 –           –           –
 
 The engine moves PREPARING to PREPARED, RESOLVING (conflicts that the client is asked to resolve) or gone
-(failure), FINISHING to gone (committed). What is gone is forgotten. A broken transaction fails its vote, or
+(failure), FINISHING to gone (committed). What is gone is forgotten; what is DOOMED is forgotten, too, but for
+the engine, which still works on it: its owner may use the id again. A broken transaction fails its vote, or
 its finish, with the error that broke it: an operation is sent one-way, so the error can't be told at once.
+Every vote that was accepted is answered once, also when its transaction is given up meanwhile.
 
 Invariants:
  1. At most one transaction is PREPARING, RESOLVING, PREPARED, FINISHING or DOOMED: the holder. The others
@@ -123,6 +125,9 @@ class Expire:
 
 Action = Prepare | Finish | Abandon | Publish | Reply | Fail | Expire
 
+#: What an operation takes in memory besides its data, so that many small ones count, too.
+_OPERATION_BYTES = 200
+
 _HOLDING = (State.PREPARING, State.RESOLVING, State.PREPARED, State.FINISHING, State.DOOMED)
 
 
@@ -154,21 +159,20 @@ class Transactions:
     ) -> None:
         """A transaction begins. With a *problem* it is broken from the start, and its vote will say why.
 
-        Beginning it twice changes nothing, as in ZEO.
+        Beginning it twice changes nothing, as in ZEO. StorageTransactionError when the owner has too many.
         """
-        if (owner, id) in self._all:
-            return
-        if sum(1 for key in self._all if key[0] == owner) >= self._per_owner:
-            problem = StorageTransactionError(f"more than {self._per_owner} transactions on one connection")
-        self._all[owner, id] = Transaction(owner, id, info, broken=problem)
+        if (owner, id) not in self._all:
+            self._add(Transaction(owner, id, info, broken=problem))
 
     def operate(self, owner: Any, id: Hashable, operation: Operation) -> None:
-        """Gather an operation. Whatever is wrong with it breaks the transaction."""
+        """Gather an operation. Whatever is wrong with it breaks the transaction.
+
+        StorageTransactionError when it belongs to none and the owner has too many.
+        """
         transaction = self._all.get((owner, id))
         if transaction is None:
-            self._all[owner, id] = Transaction(
-                owner, id, _NOTHING, broken=StorageTransactionError("an operation before tpc_begin")
-            )
+            early = StorageTransactionError("an operation before tpc_begin")
+            self._add(Transaction(owner, id, _NOTHING, broken=early))
         elif transaction.state is State.STORING:
             self._gather(transaction, operation)
         elif transaction.state is State.RESOLVING:
@@ -177,10 +181,13 @@ class Transactions:
             transaction.broken = StorageTransactionError("an operation after the vote")
 
     def break_(self, owner: Any, id: Hashable, problem: Exception) -> None:
-        """An operation of this transaction could not even be understood."""
+        """An operation of this transaction could not even be understood.
+
+        StorageTransactionError when there is no such transaction and the owner has too many.
+        """
         transaction = self._all.get((owner, id))
         if transaction is None:
-            self._all[owner, id] = Transaction(owner, id, _NOTHING, broken=problem)
+            self._add(Transaction(owner, id, _NOTHING, broken=problem))
         elif transaction.broken is None:
             transaction.broken = problem
 
@@ -194,7 +201,7 @@ class Transactions:
         if transaction.state not in (State.STORING, State.RESOLVING):
             raise StorageTransactionError(f"vote on a transaction that is {transaction.state.value}")
         if transaction.broken is not None:
-            return [Fail(transaction, transaction.broken), *self._leave(transaction, now_s, time_s)]
+            return [Fail(transaction, transaction.broken), *self._leave(transaction, time_s)]
         if transaction.state is State.RESOLVING:
             return [self._prepare(transaction, time_s)]
         transaction.state = State.WAITING
@@ -209,7 +216,7 @@ class Transactions:
             raise StorageTransactionError(f"finish of a transaction that is {transaction.state.value}")
         if transaction.broken is not None:
             problem = transaction.broken
-            leaving = self._leave(transaction, now_s, time_s)
+            leaving = self._leave(transaction, time_s)
             return [Fail(transaction, problem), *leaving]
         transaction.state = State.FINISHING
         return [Finish(transaction)]
@@ -217,13 +224,15 @@ class Transactions:
     def abort(self, owner: Any, id: Hashable, now_s: float, time_s: float) -> list[Action]:
         """The owner gives it up. Too late once it is finishing; nothing if there is no such transaction."""
         transaction = self._all.get((owner, id))
-        return [] if transaction is None else self._leave(transaction, now_s, time_s)
+        return [] if transaction is None else self._leave(transaction, time_s)
 
     def gone(self, owner: Any, now_s: float, time_s: float) -> list[Action]:
         """The owner's connection is lost: all its transactions are given up."""
         actions: list[Action] = []
-        for transaction in [t for (whose, _), t in self._all.items() if whose == owner]:
-            actions += self._leave(transaction, now_s, time_s)
+        mine = [t for (whose, _), t in self._all.items() if whose == owner]
+        # The holder last: when it leaves, the lock goes to one that is waiting, which must not be one of these.
+        for transaction in sorted(mine, key=lambda each: each is self.holder):
+            actions += self._leave(transaction, time_s)
         return actions
 
     def expire(self, now_s: float, time_s: float) -> list[Action]:
@@ -236,11 +245,11 @@ class Transactions:
             and holder.deadline_s <= now_s
         ):
             state = holder.state
-            actions += self._leave(holder, now_s, time_s)
+            actions += self._leave(holder, time_s)
             actions.insert(0, Expire(holder, state))
         for waiting in [t for t in self._queue if t.deadline_s <= now_s]:
             problem = ConflictError(f"waited {self._vote_wait_s:g} s for the transactions before this one")
-            actions += [Fail(waiting, problem), *self._leave(waiting, now_s, time_s)]
+            actions += self._leave(waiting, time_s, problem)
         return actions
 
     # What the engine says -------------------------------------------------------------------------
@@ -313,6 +322,12 @@ class Transactions:
 
     # ----------------------------------------------------------------------------------------------
 
+    def _add(self, transaction: Transaction) -> None:
+        owner = transaction.owner
+        if sum(1 for key in self._all if key[0] == owner) >= self._per_owner:
+            raise StorageTransactionError(f"more than {self._per_owner} transactions on one connection")
+        self._all[owner, transaction.id] = transaction
+
     def _find(self, owner: Any, id: Hashable) -> Transaction:
         transaction = self._all.get((owner, id))
         if transaction is None:
@@ -320,22 +335,25 @@ class Transactions:
         return transaction
 
     def _gather(self, transaction: Transaction, operation: Operation) -> None:
-        if transaction.broken is not None:
-            return
+        if transaction.broken is None and self._has_room(transaction, operation):
+            transaction.operations.append(operation)
+
+    def _has_room(self, transaction: Transaction, operation: Operation) -> bool:
+        transaction.size_bytes += _OPERATION_BYTES
         if isinstance(operation, (Store, Restore)) and operation.data is not None:
             transaction.size_bytes += len(operation.data)
-        if transaction.size_bytes > self._transaction_bytes:
-            transaction.broken = StorageError(
-                f"the transaction is larger than {self._transaction_bytes:,} bytes"
-            )
-            transaction.operations.clear()
-            return
-        transaction.operations.append(operation)
+        if transaction.size_bytes <= self._transaction_bytes:
+            return True
+        transaction.broken = StorageError(f"the transaction is larger than {self._transaction_bytes:,} bytes")
+        transaction.operations.clear()
+        return False
 
     def _resolve(self, transaction: Transaction, operation: Operation) -> None:
         """A resolved store takes the place of the one that met the conflict."""
         if not isinstance(operation, Store) or operation.oid not in transaction.conflicts:
             transaction.broken = StorageTransactionError("an operation after the vote")
+            return
+        if transaction.broken is not None or not self._has_room(transaction, operation):
             return
         for index, known in enumerate(transaction.operations):
             if isinstance(known, Store) and known.oid == operation.oid:
@@ -366,12 +384,15 @@ class Transactions:
         return actions
 
     def _release(self, transaction: Transaction, time_s: float) -> list[Action]:
-        del self._all[transaction.owner, transaction.id]
+        if transaction.state is not State.DOOMED:
+            del self._all[transaction.owner, transaction.id]
         self.holder = None
         return self._next(time_s)
 
-    def _leave(self, transaction: Transaction, now_s: float, time_s: float) -> list[Action]:
-        """Give it up, whatever its state."""
+    def _leave(
+        self, transaction: Transaction, time_s: float, problem: Exception | None = None
+    ) -> list[Action]:
+        """Give it up, whatever its state. A vote that has no answer yet gets *problem*."""
         match transaction.state:
             case State.STORING:
                 del self._all[transaction.owner, transaction.id]
@@ -379,10 +400,11 @@ class Transactions:
             case State.WAITING:
                 del self._all[transaction.owner, transaction.id]
                 self._queue.remove(transaction)
-                return []
+                return [Fail(transaction, problem or StorageTransactionError("the transaction was aborted"))]
             case State.PREPARING:
+                del self._all[transaction.owner, transaction.id]
                 transaction.state = State.DOOMED
-                return []
+                return [Fail(transaction, problem or StorageTransactionError("the transaction was aborted"))]
             case State.RESOLVING:
                 return self._release(transaction, time_s)
             case State.PREPARED:

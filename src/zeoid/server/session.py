@@ -35,6 +35,14 @@ log = logging.getLogger("zeoid.server")
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
 
 
+#: For each method: the check of its arguments, what carries it out, whether it needs register, and
+#: whether its answer comes later.
+_HANDLERS = {
+    name: (method.check, METHODS[name], method.phase is Phase.REGISTERED, name in ANSWERED_LATER)
+    for name, method in SERVER_METHODS.items()
+}
+
+
 class Wire(Protocol):
     """Where a session's bytes go."""
 
@@ -64,23 +72,14 @@ class Session:
         self._gathered: list[bytes] | None = None
         self._awaited: dict[Any, MessageId] = {}
         self._slow = 0
-        self._hosted: Hosted | None = None
+        #: The storage that this client registered for. There is none before that.
+        self.hosted: Hosted
+        self.registered = False
         self._closed = False
         self.label = peer
         self.read_only = False
         self.iterators = Iterators()
         wire.write(self._connection.offer)
-
-    @property
-    def hosted(self) -> Hosted:
-        """The storage that this client registered for."""
-        if self._hosted is None:
-            raise AssertionError("a method that needs a storage was let through before register")
-        return self._hosted
-
-    @property
-    def registered(self) -> bool:
-        return self._hosted is not None
 
     # What comes in --------------------------------------------------------------------------------
 
@@ -104,21 +103,22 @@ class Session:
         finally:
             gathered, self._gathered = self._gathered, None
             if gathered and not self._closed:
-                self._wire.write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
+                self._wire.write(b"".join(gathered))
 
     def _call(self, message_id: MessageId, one_way: bool, name: str, args: Any) -> None:
         try:
-            method = SERVER_METHODS.get(name)
-            if method is None:
+            handler = _HANDLERS.get(name)
+            if handler is None:
                 raise InvalidCall(f"there is no method {name[:100]!r}")
-            if (self._hosted is None) is not (method.phase is Phase.UNREGISTERED):
-                raise InvalidCall(f"{name} can't be called {_phase(self._hosted is not None)}")
-            args = method.check(args)
-            if name in ANSWERED_LATER:
+            check, carry_out, after_register, answered_later = handler
+            if self.registered is not after_register:
+                raise InvalidCall(f"{name} can't be called {_phase(self.registered)}")
+            args = check(args)
+            if answered_later:
                 if one_way:
                     raise InvalidCall(f"{name} was called one-way, but has an answer")
                 self._await_answer(args[0], message_id)
-            result = METHODS[name](self, *args)
+            result = carry_out(self, *args)
         except Exception as problem:
             if name in ANSWERED_LATER:
                 self._withdraw(message_id)
@@ -140,8 +140,8 @@ class Session:
             log.error("%s: %s failed", self.label, name, exc_info=problem)
         if not one_way:
             self._write(self._connection.fault(message_id, problem))
-        elif name in OPERATIONS and self._hosted is not None and args and _is_key(args[-1]):
-            self._hosted.transactions.break_(self, args[-1], problem)
+        elif name in OPERATIONS and self.registered and args and _is_key(args[-1]):
+            self.hosted.transactions.break_(self, args[-1], problem)
         else:
             self.drop(f"{name} failed and can't be answered: {problem}")
 
@@ -153,7 +153,8 @@ class Session:
         if hosted.read_only and not read_only:
             raise ReadOnlyError()
         self.read_only = read_only
-        self._hosted = hosted
+        self.hosted = hosted
+        self.registered = True
         self._connection.registered()
         hosted.clients.add(self)
         log.info(
@@ -275,7 +276,7 @@ class Session:
         """The connection is gone."""
         if self._closed:
             return
-        if self._hosted is not None:
+        if self.registered:
             log.info("%s disconnected%s", self.label, f": {reason}" if reason else "")
         self._end()
 
@@ -284,8 +285,8 @@ class Session:
         self._connection.close()
         if not self._slow:
             self.iterators.close()
-        if self._hosted is not None:
-            self._hosted.disconnected(self)
+        if self.registered:
+            self.hosted.disconnected(self)
 
 
 def _phase(registered: bool) -> str:

@@ -36,7 +36,8 @@ class Visible:
         self._tid = tid
 
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
-        revision = self._engine.load_before(oid, min(tid, self._beyond))
+        beyond = self._beyond
+        revision = self._engine.load_before(oid, tid if tid < beyond else beyond)
         if revision is not None and revision[2] is not None and revision[2] > self._tid:
             return revision[0], revision[1], None
         return revision

@@ -23,7 +23,7 @@ REPLY: Final = ".reply"
 HEARTBEAT_ID: Final = -1
 
 _VERSION: Final = b"5"
-_MESSAGE_ID_BITS: Final = 64
+_ID_BOUND: Final = 1 << 64
 _CONTAINERS: Final = frozenset({tuple, list, dict, pickles.Instance})
 #: msgpack's packer keeps a buffer as large as its largest message; above this size it is given up.
 _KEPT_BUFFER_BYTES: Final = 1024 * 1024
@@ -48,7 +48,7 @@ def _checked(message: Any) -> Message:
         raise UndecodableMessage(f"a message that is no quadruple but a {type(message).__name__}")
     message_id, flag, name, args = message
     if type(message_id) is int:
-        if not -(1 << _MESSAGE_ID_BITS) < message_id < (1 << _MESSAGE_ID_BITS):
+        if not -_ID_BOUND < message_id < _ID_BOUND:
             raise UndecodableMessage("a message id out of range")
     elif (
         type(message_id) is not tuple

@@ -1,0 +1,25 @@
+"""What tests need, Zeoid's and yours: a storage server that does exactly what the test says.
+
+`ScriptedServer` accepts connections and speaks the protocol, but nothing happens by itself: the test decides
+which bytes are sent, in which order and in how many segments, and reads the client's calls one by one. So
+what a network does once in a million times, a test does every time:
+
+    from zeoid.testing import ScriptedServer
+
+    with ScriptedServer() as server:
+        storage = zeoid.ClientStorage(server.address, wait=False)
+        connection = server.accept()
+        connection.welcome(tid)                       # everything up to a connection that is ready
+        loading = in_a_thread(storage.load, oid)      # the client waits for the script …
+        load = connection.expect("loadBefore")        # … and the script for the client, with a deadline
+        connection.send(                              # one segment
+            connection.invalidation(later_tid, [oid]),
+            connection.reply(load, (b"data", tid, None)),
+        )
+
+To test an application against a real server, use `zeoid.serve(None)`, which keeps its data in memory.
+"""
+
+from zeoid.testing.scripted import Call, ScriptedConnection, ScriptedServer
+
+__all__ = ["Call", "ScriptedConnection", "ScriptedServer"]
