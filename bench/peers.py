@@ -1,0 +1,223 @@
+"""The peers: how to start each one's server, and how to open a client of it.
+
+Owns every difference between the peers. Must not know what is measured.
+"""
+
+import importlib.util
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from bench.processes import PROJECT, PeerError, ServerProcess, listening_port
+
+HOST = "127.0.0.1"
+CONNECT_TIMEOUT_S = 30.0
+REPLY_TIMEOUT_S = 120.0
+
+
+class Peer:
+    """One way to get at the Data.fs in a folder. The defaults fit a peer with no server."""
+
+    name: str
+    title: str
+    server: ServerProcess | None = None
+    counts_loads = False
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why this peer cannot take part, or None."""
+        return None
+
+    def start(self, folder: Path) -> str:
+        """Start the server; the address that `client` takes."""
+        raise NotImplementedError
+
+    def client(self, address: str) -> Any:
+        """A new client, connected, that has ZODB's storage interface."""
+        raise NotImplementedError
+
+    def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
+        """Return when all is in the client's cache."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop the server, if there is one. The process is gone afterwards."""
+        if self.server is not None:
+            self.server.stop()
+
+    def loads(self, storage: Any) -> int | None:
+        """How many objects the server says it has given out so far; None where nobody counts."""
+        return storage.server_status()["loads"] if self.counts_loads else None
+
+    @property
+    def pid(self) -> int | None:
+        return self.server.pid if self.server else None
+
+
+class Zeoid(Peer):
+    """Zeoid's server, `python -m zeoid serve`, and its ClientStorage, with all settings at their defaults."""
+
+    name = "zeoid"
+    title = "Zeoid"
+    counts_loads = True
+
+    @classmethod
+    def missing(cls) -> str | None:
+        try:
+            found = importlib.util.find_spec("zeoid.__main__") is not None
+        except ModuleNotFoundError:
+            found = False
+        return None if found else "the package zeoid is not installed, or has no command"
+
+    def start(self, folder: Path) -> str:
+        command = [sys.executable, "-m", "zeoid", "serve", "-h", HOST, "-p", "0"]
+        if "--msgpack" in self._options():
+            command.append("--msgpack")
+        self.server = ServerProcess([*command, str(folder / "Data.fs")], folder / "zeoid.log")
+        port = self.server.wait_for(rf"listening on {HOST}:(\d+)")[1]
+        return f"{HOST}:{port}"
+
+    @staticmethod
+    def _options() -> str:
+        command = [sys.executable, "-m", "zeoid", "serve", "--help"]
+        done = subprocess.run(
+            command, cwd=PROJECT, check=False, capture_output=True, text=True, timeout=CONNECT_TIMEOUT_S
+        )
+        if done.returncode != 0:
+            raise PeerError(f"{' '.join(command)} ended with status {done.returncode}\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    def client(self, address: str) -> Any:
+        from zeoid import ClientStorage
+
+        host, _, port = address.rpartition(":")
+        return ClientStorage((host, int(port)), wait_timeout=CONNECT_TIMEOUT_S)
+
+    def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
+        storage.prefetch(oids, before)
+
+
+class ZEO(Peer):
+    """ZEO as it comes: runzeo and its ClientStorage, both with uvloop where installed, and with msgpack."""
+
+    name = "zeo"
+    title = "ZEO"
+    counts_loads = True
+
+    def start(self, folder: Path) -> str:
+        configuration = folder / "zeo.conf"
+        configuration.write_text(
+            f"<zeo>\n  address {HOST}:0\n  msgpack true\n</zeo>\n"
+            f"<filestorage 1>\n  path {folder / 'Data.fs'}\n</filestorage>\n"
+        )
+        command = [sys.executable, "-m", "ZEO.runzeo", "-C", str(configuration)]
+        self.server = ServerProcess(command, folder / "zeo.log")
+        self.server.wait_for("listening on")  # the line holds the port that was asked for: 0
+        return f"{HOST}:{listening_port(self.server.pid)}"
+
+    def client(self, address: str) -> Any:
+        from ZEO.ClientStorage import ClientStorage  # type: ignore[import-untyped]
+
+        host, _, port = address.rpartition(":")
+        storage = ClientStorage((host, int(port)), wait_timeout=CONNECT_TIMEOUT_S)
+        if storage.protocol_version[:1] != b"M":
+            storage.close()
+            raise PeerError("ZEO did not agree on msgpack")
+        return storage
+
+    def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
+        # ClientStorage.prefetch starts this and returns at once; only the future knows when it is done.
+        storage._server.prefetch(oids, before).result(REPLY_TIMEOUT_S)
+
+
+class InProcess(Peer):
+    """FileStorage, opened by the client's own process: what it costs when nothing is shared."""
+
+    name = "filestorage"
+    title = "FileStorage"
+
+    def start(self, folder: Path) -> str:
+        return str(folder / "Data.fs")
+
+    def client(self, address: str) -> Any:
+        from ZODB.FileStorage import FileStorage
+
+        return FileStorage(address)
+
+
+class Bare(Peer):
+    """A request and a reply of a load's sizes between two blocking sockets, and nothing else."""
+
+    name = "bare"
+    title = "bare socket"
+
+    def start(self, folder: Path) -> str:
+        program = str(PROJECT / "bench" / "bare_server.py")
+        sizes = [str(PingPong.REQUEST_SIZE), str(PingPong.REPLY_SIZE)]
+        self.server = ServerProcess([sys.executable, program, *sizes], folder / "bare.log")
+        port = self.server.wait_for(rf"listening on {HOST}:(\d+)")[1]
+        return f"{HOST}:{port}"
+
+    def client(self, address: str) -> Any:
+        host, _, port = address.rpartition(":")
+        return PingPong((host, int(port)))
+
+
+class PingPong:
+    """The bare socket's client. It has a storage's methods, so that all peers go through one loop."""
+
+    # A load of a record of 500 bytes as ZEO's protocol has it, in msgpack, with the length before it.
+    _KEY = (bytes(8), bytes(8))
+    REQUEST_SIZE = 4 + len(msgpack.packb((_KEY, 0, "loadBefore", _KEY)))
+    REPLY_SIZE = 4 + len(msgpack.packb((_KEY, 0, ".reply", (bytes(500), bytes(8), None))))
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._socket = socket.create_connection(address, CONNECT_TIMEOUT_S)
+        self._socket.settimeout(None)  # a time-out would put a poll(2) before every recv
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._request = bytes(self.REQUEST_SIZE)
+
+    def lastTransaction(self) -> bytes:
+        return bytes(8)
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> bytes:
+        self._socket.sendall(self._request)
+        reply = self._socket.recv(65536)
+        if len(reply) != self.REPLY_SIZE:
+            raise PeerError(f"a reply came in pieces: {len(reply)} of {self.REPLY_SIZE} bytes")
+        return reply
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Bare, InProcess, ZEO, Zeoid)}
+
+
+@contextmanager
+def serving(peer: Peer, folder: Path) -> Iterator[str]:
+    """The peer's address, while its server runs. Its log would go with the folder: errors carry its tail."""
+    try:
+        yield peer.start(folder)
+    except Exception as error:
+        if peer.server is not None:
+            error.add_note(f"The end of the server's log:\n{peer.server.log_tail()}")
+        raise
+    finally:
+        peer.stop()
+
+
+@contextmanager
+def connected(peer: Peer, address: str) -> Iterator[Any]:
+    """A client of the peer, closed at the end."""
+    client = peer.client(address)
+    try:
+        yield client
+    finally:
+        client.close()
