@@ -12,7 +12,7 @@ help:
 	@echo "make demo           a storage server and three Zope processes that share it (CHECK=1: prove it and leave)"
 	@echo "make test           checks, then the tests"
 	@echo "make test-all       the tests with every combination of client, server and coding"
-	@echo "make check          ruff, mypy --strict, documentation of every option"
+	@echo "make check          ruff, mypy --strict, layers, documentation of every option"
 	@echo "make bench          Zeoid beside ZEO, FileStorage and a bare socket; writes bench/results/"
 	@echo "make fuzz           throw bytes at the decoders (FUZZ_SECONDS=60)"
 
@@ -47,7 +47,9 @@ test-all: $(VENV)/.ready $(ZOPE_VENV)/.ready check
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet src || { echo "run: $(VENV)/bin/ruff format src"; exit 1; }
 	$(VENV)/bin/mypy
+	$(RUN) -m pytest -q tests/test_architecture.py tests/test_documentation.py
 
 bench: $(VENV)/.ready
 	$(RUN) -m bench $(BENCH_ARGS)

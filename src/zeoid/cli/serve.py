@@ -106,13 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
         invalidation_log_transactions=given.invalidation_log_transactions,
     )
 
-    def on_ready(loop: asyncio.AbstractEventLoop) -> None:
+    def on_loop(loop: asyncio.AbstractEventLoop) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stopping, server, number)
 
     with _pid_file(given.pid_file):
         try:
-            serve_forever(server, given.addresses, on_ready)
+            serve_forever(server, given.addresses, on_loop=on_loop)
         except StorageFailure:
             return 1  # the log has said why
     return 0

@@ -20,6 +20,8 @@ Invariants:
  3. A reader that is interrupted (a signal, a gevent kill) ends the channel: a half-read stream is never
     left to others. So does a writer that is interrupted within a frame.
  4. A dead channel stays dead. What was under way on it raises Disconnected.
+
+Long because who sends, who reads and who waits hold these invariants together; the socket is `stream`'s.
 """
 
 import logging
@@ -31,13 +33,15 @@ from typing import Any
 
 from zeoid import limits
 from zeoid.client.stream import Stream
-from zeoid.errors import Disconnected, PeerError, TimedOut
+from zeoid.errors import Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT
 from zeoid.wire.connection import ClientConnection, State
 
 log = logging.getLogger("zeoid.client")
 _monotonic = time.monotonic
+#: Ample for a thread that sends on a stream that was shut down to notice.
+_LET_GO_S = 0.1
 
 #: Called with the value of a reply, by the thread that delivers it, in stream order; returns what the
 #: caller gets.
@@ -100,16 +104,15 @@ class Channel:
             raise
         self.send(self._connection.take_answer(), timeout_s)
 
-    def listen(self, on_call: OnCall, on_death: Callable[[BaseException], None]) -> None:
-        """From now on the server's calls go to *on_call*; those that came before this go there first.
+    def listen(self, on_call: OnCall, on_death: Callable[[BaseException], None]) -> list[tuple[str, Any]]:
+        """From now on the server's calls go to *on_call*; those that came before this are returned.
 
         To be called by the only thread that uses the channel so far. *on_death* is called once.
         """
         self._on_death = on_death
-        early, self._early = self._early, []
-        for name, args in early:
-            on_call(name, args)
         self._on_call = on_call
+        early, self._early = self._early, []
+        return early
 
     @property
     def protocol(self) -> str:
@@ -142,28 +145,32 @@ class Channel:
         """
         deadline_s = _monotonic() + timeout_s
         waiter = _Waiter(hook)
-        if self._dead is not None or not self._send_lock.acquire(False):
-            self._acquire_sending(deadline_s)
         try:
-            message = self._connection.call(waiter, name, args)
-            self._send(before + message if before else message, deadline_s)
-        finally:
-            self._send_lock.release()
-            if self._dead is not None:
-                self._close_socket()
-        # What `_await` does, for the one case that nearly every load is: nobody else reads.
-        with self._roles:
-            reading = self._reader is None and self._dead is None and not waiter.done
-            if reading:
-                self._reader = waiter
-        if reading:
+            if self._dead is not None or not self._send_lock.acquire(False):
+                self._acquire_sending(deadline_s)
             try:
+                message = self._connection.call(waiter, name, args)
+                self._send(before + message if before else message, deadline_s)
+            finally:
+                self._send_lock.release()
+                if self._dead is not None:
+                    self._close_socket()
+        except BaseException as problem:
+            self._not_sent(problem)
+            raise
+        # What `_await` does, for the one case that nearly every load is: nobody else reads.
+        try:
+            with self._roles:
+                reading = self._reader is None and self._dead is None and not waiter.done
+                if reading:
+                    self._reader = waiter
+            if reading:
                 self._read(waiter, deadline_s)
-            except BaseException as problem:
-                self._interrupted(waiter, problem)
-                raise
-            if waiter.done and waiter.problem is None:
-                return waiter.value
+        except BaseException as problem:
+            self._interrupted(waiter, problem)
+            raise
+        if waiter.done and waiter.problem is None:
+            return waiter.value
         return self._await(waiter, deadline_s, timeout_s)
 
     def call_all(
@@ -172,15 +179,14 @@ class Channel:
         """Send all calls before waiting for their replies. Values, or the exceptions, in order."""
         deadline_s = _monotonic() + timeout_s
         waiters = [_Waiter(hook) for hook in hooks]
-        self._acquire_sending(deadline_s)
-        try:
+
+        def encode() -> bytes:
             make = self._connection.call
-            calls = [
-                make(waiter, name, args) for waiter, args in zip(waiters, all_args, strict=True)
-            ]  # fmt: skip
-            self._send(b"".join(calls), deadline_s)
-        finally:
-            self._release_sending()
+            return b"".join(
+                [make(waiter, name, args) for waiter, args in zip(waiters, all_args, strict=True)]
+            )  # fmt: skip
+
+        self._transmit(encode, deadline_s)
         results = []
         for waiter in waiters:
             try:
@@ -188,22 +194,34 @@ class Channel:
             except Disconnected:
                 raise
             except Exception as problem:
+                if problem is not waiter.problem:
+                    raise  # an interruption
                 results.append(problem)
         return results
 
     def encode_one_way(self, name: str, args: tuple[Any, ...]) -> bytes:
         """The bytes of a one-way call, to be sent with `send` or in front of a call."""
         with self._send_lock:
+            self._raise_if_dead()
             return self._connection.one_way(name, args)
 
     def send(self, data: bytes, timeout_s: float) -> None:
         """Write whole messages."""
-        deadline_s = _monotonic() + timeout_s
-        self._acquire_sending(deadline_s)
+        self._transmit(lambda: data, _monotonic() + timeout_s)
+
+    def _transmit(self, encode: Callable[[], bytes], deadline_s: float) -> None:
+        """Write the messages that *encode* makes, which it does holding the send lock."""
         try:
-            self._send(data, deadline_s)
-        finally:
-            self._release_sending()
+            self._acquire_sending(deadline_s)
+            try:
+                self._send(encode(), deadline_s)
+            finally:
+                self._send_lock.release()
+                if self._dead is not None:
+                    self._close_socket()
+        except BaseException as problem:
+            self._not_sent(problem)
+            raise
 
     def _acquire_sending(self, deadline_s: float) -> None:
         if self._dead is not None:
@@ -211,11 +229,17 @@ class Channel:
         if not self._send_lock.acquire(False) and not self._send_lock.acquire(
             timeout=max(0.0, deadline_s - _monotonic())
         ):
-            raise TimedOut(f"{self.peer} does not read what it is sent")
+            # Whoever holds the lock for so long is stuck, or was killed within: start anew.
+            self._die(TimedOut(f"{self.peer} does not read what it is sent"))
+            self._raise_if_dead()
 
-    def _release_sending(self) -> None:
-        self._send_lock.release()
-        if self._dead is not None:
+    def _not_sent(self, problem: BaseException) -> None:
+        """Sending failed. What is none of our errors came from outside, and may leave the lock behind."""
+        if not isinstance(problem, ZeoidError):
+            self._die(problem)
+            # Whoever else is sending fails at once and lets go; if nobody does, this thread has the lock.
+            self._send_lock.acquire(timeout=_LET_GO_S)
+            self._send_lock.release()
             self._close_socket()
 
     def _send(self, data: bytes, deadline_s: float) -> None:
@@ -224,7 +248,7 @@ class Channel:
             self._stream.send(data, deadline_s)
         except BaseException as problem:
             self._die(problem)
-            if isinstance(problem, OSError):
+            if _of_the_connection(problem):
                 self._raise_if_dead()
             raise
         self._last_sent_s = _monotonic()
@@ -280,6 +304,7 @@ class Channel:
             self._die(problem)
             with self._roles:
                 self._pass_on()
+            self._close_socket()
         self._connection.forget(waiter)
 
     def _read(self, waiter: _Waiter, deadline_s: float) -> None:
@@ -294,15 +319,19 @@ class Channel:
                     break
                 if not data:
                     raise Disconnected(f"{self.peer} closed the connection")
-                if self._deliver(data) and waiter is _BACKGROUND:
+                try:
+                    woke = self._deliver(data)
+                except Exception as problem:
+                    if not isinstance(problem, PeerError):
+                        log.exception("%s: a fault while its messages were applied", self.peer)
+                    self._die(problem)
                     break
-        except Exception as problem:
-            if not isinstance(problem, OSError | PeerError | Disconnected):
-                log.exception("%s: a fault while its messages were applied; connecting anew", self.peer)
-            self._die(problem)
+                if woke and waiter is _BACKGROUND:
+                    break
         except BaseException as problem:
             self._die(problem)
-            raise
+            if not _of_the_connection(problem):
+                raise
         finally:
             with self._roles:
                 self._pass_on()
@@ -338,8 +367,11 @@ class Channel:
                     slot.value = args
                 else:
                     slot.value = slot.hook(args)
-            except Exception as problem:
-                slot.problem = problem
+            except BaseException as problem:
+                # Never let an interrupted delivery look like a reply.
+                slot.problem = (
+                    problem if isinstance(problem, Exception) else Disconnected("the reader was interrupted")
+                )
                 raise
             finally:
                 if slot is reader:
@@ -353,7 +385,8 @@ class Channel:
         """Its reply is there: wake its thread if it sleeps."""
         with self._roles:
             waiter.done = True
-            if self._waiting.pop(waiter, False) is None:
+            if waiter in self._waiting:  # no call up to the release: an interruption can't come in between
+                del self._waiting[waiter]
                 assert waiter.wake is not None
                 waiter.wake.release()
 
@@ -367,19 +400,22 @@ class Channel:
         if self._uses != self._seen_uses:
             self._seen_uses = self._uses
             return
-        with self._roles:
-            if self._reader is not None or self._dead is not None:
-                return
-            self._reader = _BACKGROUND
-        self._read(_BACKGROUND, _monotonic() + turn_s)
+        self._read_if_free(_monotonic() + turn_s)
 
     def drain(self) -> None:
         """Deliver what has already arrived, unless another thread is reading anyway."""
-        with self._roles:
-            if self._reader is not None or self._dead is not None:
-                return
-            self._reader = _BACKGROUND
-        self._read(_BACKGROUND, 0.0)
+        self._read_if_free(0.0)
+
+    def _read_if_free(self, deadline_s: float) -> None:
+        try:
+            with self._roles:
+                if self._reader is not None or self._dead is not None:
+                    return
+                self._reader = _BACKGROUND
+            self._read(_BACKGROUND, deadline_s)
+        except BaseException as problem:
+            self._interrupted(_BACKGROUND, problem)
+            raise
 
     def beat(self) -> None:
         """Send a heartbeat if nothing was sent for a while."""
@@ -391,7 +427,9 @@ class Channel:
             except Disconnected:
                 pass
             finally:
-                self._release_sending()
+                self._send_lock.release()
+                if self._dead is not None:
+                    self._close_socket()
 
     # The end --------------------------------------------------------------------------------------
 
@@ -434,3 +472,8 @@ class Channel:
         if isinstance(self._dead, Disconnected):
             raise type(self._dead)(*self._dead.args)
         raise Disconnected(f"the connection to {self.peer} was lost: {self._dead}") from self._dead
+
+
+def _of_the_connection(problem: BaseException) -> bool:
+    """Whether it is the connection's own end, and not an interruption, such as an alarm's TimeoutError."""
+    return isinstance(problem, Disconnected) or (isinstance(problem, OSError) and problem.errno is not None)

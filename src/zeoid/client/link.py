@@ -16,17 +16,19 @@ import contextlib
 import logging
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
-from ZODB.POSException import ReadOnlyError
+from ZODB.POSException import POSError, ReadOnlyError
 
 from zeoid import limits
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.client.channel import Channel
 from zeoid.client.view import View
-from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut
+from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.model import NO_TID
 from zeoid.wire.messages import CLIENT_METHODS
 
@@ -88,6 +90,8 @@ class Link:
         self._state = state
         #: The verified connection, if there is one at this moment.
         self.ready: Channel | None = None
+        #: Everything that is open, or being opened.
+        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
         self._found_writer: tuple[Channel, Address, bytes] | None = None
         self._seeking = False
         self._plain: set[Address] = set()
@@ -157,22 +161,21 @@ class Link:
         """Close the connection and end the threads. Idempotent."""
         with self._changed:
             self._state = State.CLOSED
-            channel, self.ready = self.ready, None
-            found, self._found_writer = self._found_writer, None
+            self.ready = self._found_writer = None
+            channels = list(self._channels)
             thread = self._thread
             self._changed.notify_all()
         self._wake.set()
-        for open_channel in (channel, found and found[0]):
-            if open_channel is not None:
-                open_channel.close()
+        for channel in channels:
+            channel.close()
         if thread is not None and thread is not threading.current_thread():
             thread.join(limits.CONNECT_TIMEOUT_S)
 
     def after_fork(self) -> None:
         """In a forked child: the parent's connection and threads are not ours."""
-        channel = self.ready
+        channels = list(self._channels)
         self._reset(State.CLOSED if self._state is State.CLOSED else State.CONNECTING)
-        if channel is not None:
+        for channel in channels:
             channel.abandon()
 
     def _names(self) -> str:
@@ -207,13 +210,10 @@ class Link:
                 break
             try:
                 channel, tid, writable = self._open(address, self._access)
-            except ClientError as problem:
+            except Exception as problem:  # whatever a server says, the keeper goes on
                 self._note_failure(address, problem)
-                if not isinstance(problem, Disconnected):
+                if isinstance(problem, ClientError) and not isinstance(problem, Disconnected):
                     refusals.append(problem)
-                continue
-            except (OSError, PeerError, ReadOnlyError) as problem:
-                self._note_failure(address, problem)
                 continue
             if writable or self._access is Access.READ:
                 if self._take(channel, address, tid):
@@ -236,7 +236,8 @@ class Link:
         text = _reason(problem)
         text = text if str(address) in text else f"{address}: {text}"
         if self._failure is None or str(self._failure) != text:
-            log.warning("%s", text)
+            expected = isinstance(problem, (OSError, ZeoidError, POSError))
+            log.warning("%s", text, exc_info=None if expected else problem)
         self._failure = Disconnected(text)
 
     def _open(self, address: Address, access: Access) -> tuple[Channel, bytes, bool]:
@@ -244,7 +245,12 @@ class Link:
         log.log(logging.DEBUG if self._failure else logging.INFO, "trying to connect to %s", address)
         coding = self._coding or ("Z5" if address in self._plain else "M5")
         channel = Channel(_connected_socket(address), coding=coding, peer=str(address))
+        with self._changed:
+            self._channels.add(channel)
+            closed = self.closed
         try:
+            if closed:
+                raise Disconnected("the storage is closed")
             channel.shake_hands(limits.CONNECT_TIMEOUT_S)
             try:
                 tid = self._register(channel, access is Access.READ)
@@ -270,7 +276,7 @@ class Link:
             tid = channel.call("register", args, limits.CONNECT_TIMEOUT_S)
         except (ValueError, TypeError) as refusal:
             raise ClientError(f"{channel.peer} refused: {refusal}") from None
-        return tid or NO_TID
+        return NO_TID if tid is None or tid == b"" else _tid(tid)
 
     # Verification ---------------------------------------------------------------------------------
 
@@ -283,8 +289,10 @@ class Link:
                 channel.send(
                     channel.encode_one_way("set_client_label", (self._label,)), limits.CONNECT_TIMEOUT_S
                 )
-            channel.listen(self._on_call, self._lost)
-        except (OSError, PeerError, ClientError) as problem:
+            self._on_connected(info)
+            for name, args in channel.listen(self._on_call, partial(self._lost, channel)):
+                self._on_early_call(name, args)
+        except Exception as problem:
             self._note_failure(address, problem)
             channel.close()
             return False
@@ -295,7 +303,6 @@ class Link:
             self.peer = address
             self.read_only = read_only or self._access is Access.READ
             self.generation += 1
-            self._on_connected(info)
             self.ready = channel
             self._state = State.READY
             self._failure = self._refusal = None
@@ -308,6 +315,9 @@ class Link:
     def _verify(self, channel: Channel, server_tid: bytes) -> None:
         """Bring the view up to the server. Invalidations that arrive meanwhile are applied by `listen`."""
         last = self.view.last_tid()
+        if server_tid < last:
+            # It was registered while another connection went on, or it is catching up: what about now?
+            server_tid = _tid(channel.call("lastTransaction", (), limits.CONNECT_TIMEOUT_S))
         if last == NO_TID:
             self.view.begin(server_tid)
         elif server_tid < last:
@@ -321,7 +331,8 @@ class Link:
                 log.warning("%s: too much was missed, the object cache is emptied", channel.peer)
                 self.view.start_over(server_tid)
             else:
-                self.view.catch_up(max(missed[0], server_tid), missed[1])
+                tid, oids = CLIENT_METHODS["invalidateTransaction"].check(missed)
+                self.view.catch_up(max(tid, server_tid), oids)
 
     def _on_call(self, name: str, args: Any) -> None:
         """The server calls; in stream order."""
@@ -329,48 +340,52 @@ class Link:
         if method is None:
             raise PeerError(f"the server called {name[:100]!r}, which there is not")
         if name == "invalidateTransaction":
-            tid, oids = method.check(args)
-            if tid > self.view.last_tid():
-                self.view.invalidate(tid, oids)
+            self.view.invalidate(*method.check(args))
         else:
             (info,) = method.check(args)
             self._on_info(info)
 
-    def _lost(self, problem: BaseException) -> None:
+    def _on_early_call(self, name: str, args: Any) -> None:
+        """The server called while the connection was being verified, which may have covered this call."""
+        if name != "invalidateTransaction" or CLIENT_METHODS[name].check(args)[0] > self.view.last_tid():
+            self._on_call(name, args)
+
+    def _lost(self, channel: Channel, problem: BaseException) -> None:
         with self._changed:
-            if self._state is State.READY:
+            if self.ready is channel:
                 self._state = State.CONNECTING
                 self.ready = None
                 log.warning("disconnected from %s: %s", self.peer, _reason(problem))
                 self._changed.notify_all()
-        self._wake.set()
-        self._wake.clear()
+            self._wake.set()
+            if not self.closed:
+                self._wake.clear()
 
     # Fallback -------------------------------------------------------------------------------------
 
     def _seek_writer(self) -> None:
         """Look for a writable server in the background, for as long as we have a read-only one."""
-        if not self._seeking:
+        with self._changed:
+            if self._seeking:
+                return
             self._seeking = True
-            threading.Thread(
-                target=self._seek,
-                args=(self.generation,),
-                name=f"zeoid seeks a writer: {self._names()}",
-                daemon=True,
-            ).start()
+        name = f"zeoid seeks a writer: {self._names()}"
+        threading.Thread(target=self._seek, name=name, daemon=True).start()
 
-    def _seek(self, generation: int) -> None:
-        try:
-            while not self._wake.wait(limits.WRITER_POLL_S * (0.5 + self._jitter())):
-                if self._state is not State.READY or self.generation != generation:
+    def _seek(self) -> None:
+        while True:
+            self._wake.wait(limits.WRITER_POLL_S * (0.5 + self._jitter()))
+            with self._changed:
+                if self.closed or (self._state is State.READY and not self.read_only):
+                    self._seeking = False
                     return
-                for address in self.addresses:
-                    with contextlib.suppress(OSError, PeerError, ClientError, ReadOnlyError):
-                        channel, tid, _ = self._open(address, Access.WRITE)
-                        self._offer_writer(channel, address, tid)
-                        return
-        finally:
-            self._seeking = False
+                if self._state is not State.READY:
+                    continue  # the keeper is looking, too
+            for address in self.addresses:
+                with contextlib.suppress(Exception):  # whatever a server says, the search goes on
+                    channel, tid, _ = self._open(address, Access.WRITE)
+                    self._offer_writer(channel, address, tid)
+                    break
 
     def _offer_writer(self, channel: Channel, address: Address, tid: bytes) -> None:
         """A writable server was found: the keeper takes it instead of the read-only one."""
@@ -405,6 +420,13 @@ def _connected_socket(address: Address) -> socket.socket:
     if user_timeout is not None:
         sock.setsockopt(socket.IPPROTO_TCP, user_timeout, limits.UNACKNOWLEDGED_MS)
     return sock
+
+
+def _tid(value: Any) -> bytes:
+    """*value*, which a server gave as its last transaction."""
+    if type(value) is not bytes or len(value) != 8:
+        raise PeerError("its last transaction is no tid")
+    return value
 
 
 def _reason(problem: BaseException) -> str:

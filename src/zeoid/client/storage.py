@@ -5,6 +5,7 @@ is known of the database is `view`'s, a transaction is `committing`'s. It has as
 of a storage, and each is short.
 """
 
+import collections
 import contextlib
 import itertools
 import os
@@ -27,7 +28,7 @@ from zeoid.addresses import parse_addresses
 from zeoid.cache.memory import MemoryCache
 from zeoid.client.channel import Channel
 from zeoid.client.committing import Commit
-from zeoid.client.iteration import RemoteIteration
+from zeoid.client.iteration import Discarded, RemoteIteration
 from zeoid.client.link import Access, Link, State
 from zeoid.client.view import View
 from zeoid.errors import ConfigurationError, Disconnected, TimedOut
@@ -100,6 +101,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._make_cache = partial(MemoryCache, cache_size_bytes)
         self._view = View(self._make_cache())
         self._numbers = itertools.count(1)
+        self._discarded: Discarded = collections.deque()
         self._reset_locks()
         self._link = Link(
             addresses,
@@ -304,7 +306,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         def call(channel: Channel, name: str, args: tuple[Any, ...]) -> Any:
             return channel.call(name, args, self._timeout_s)
 
-        return RemoteIteration(self._link.channel(self._timeout_s), call, start, stop)
+        return RemoteIteration(self._link.channel(self._timeout_s), call, self._discarded, start, stop)
 
     # Writing --------------------------------------------------------------------------------------
 

@@ -59,11 +59,12 @@ class View:
         if reply is None:
             return None
         data, start, end = reply
-        if end is None and mark != self.mark:
-            known, end = self._ended_since(mark, oid, start)
-            if not known:
-                return data, start, None
-        self.cache.store(oid, start, end, data)
+        with self._lock:  # a new connection may be catching up while the old one's last replies come in
+            if end is None and mark != self.mark:
+                known, end = self._ended_since(mark, oid, start)
+                if not known:
+                    return data, start, None
+            self.cache.store(oid, start, end, data)
         return data, start, end
 
     def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:

@@ -128,8 +128,6 @@ Action = Prepare | Finish | Abandon | Publish | Reply | Fail | Expire
 #: What an operation takes in memory besides its data, so that many small ones count, too.
 _OPERATION_BYTES = 200
 
-_HOLDING = (State.PREPARING, State.RESOLVING, State.PREPARED, State.FINISHING, State.DOOMED)
-
 
 class Transactions:
     """All transactions of one storage that are under way."""
@@ -230,7 +228,7 @@ class Transactions:
         """The owner's connection is lost: all its transactions are given up."""
         actions: list[Action] = []
         mine = [t for (whose, _), t in self._all.items() if whose == owner]
-        # The holder last: when it leaves, the lock goes to one that is waiting, which must not be one of these.
+        # The holder last: when it leaves, the lock goes to one that waits, which must not be one of these.
         for transaction in sorted(mine, key=lambda each: each is self.holder):
             actions += self._leave(transaction, time_s)
         return actions
@@ -244,9 +242,8 @@ class Transactions:
             and holder.state in (State.RESOLVING, State.PREPARED)
             and holder.deadline_s <= now_s
         ):
-            state = holder.state
-            actions += self._leave(holder, time_s)
-            actions.insert(0, Expire(holder, state))
+            # Its owner's connection is dropped, so its other transactions are given up as well.
+            actions += [Expire(holder, holder.state), *self.gone(holder.owner, now_s, time_s)]
         for waiting in [t for t in self._queue if t.deadline_s <= now_s]:
             problem = ConflictError(f"waited {self._vote_wait_s:g} s for the transactions before this one")
             actions += self._leave(waiting, time_s, problem)

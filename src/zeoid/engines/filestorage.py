@@ -57,3 +57,13 @@ class FileStorageEngine(StorageEngine):
                     return None
                 end, position = start, previous
         return super().load_before(oid, tid)
+
+    def newest_tid(self, oid: bytes) -> bytes | None:
+        with self._lock:
+            position = self._storage._index.get(oid)
+            if not position:
+                return None
+            # As `getTid`, but a deleted object has a tid, too: a store that does not know of the deletion
+            # must meet it here, and not in FileStorage, which would unpickle the client's data to resolve it.
+            tid: bytes = self._storage._read_data_header(position, oid).tid
+            return tid

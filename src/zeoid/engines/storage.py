@@ -6,13 +6,21 @@ client's business. (Undo is the exception: the storage resolves its conflicts wh
 classes.) Must not know connections, replies or the order of transactions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from binascii import Error as Base64Error
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import zope.interface
 from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IBlobStorage, IBlobStorageRestoreable
-from ZODB.POSException import ConflictError, POSKeyError, ReadConflictError
+from ZODB.POSException import (
+    ConflictError,
+    POSKeyError,
+    ReadConflictError,
+    StorageError,
+    UndoError,
+    Unsupported,
+)
 from ZODB.serialize import referencesf
 from ZODB.utils import load_current
 
@@ -67,6 +75,14 @@ class StorageEngine:
             tid = load_current(self._storage, oid)[1]
         return tid
 
+    def newest_tid(self, oid: bytes) -> bytes | None:
+        """The tid of the newest record of *oid*, also if it is a deletion and the storage can tell."""
+        try:
+            tid: bytes = self._storage.getTid(oid)
+        except POSKeyError:
+            return None
+        return tid
+
     def history(self, oid: bytes, size: int) -> list[dict[str, Any]]:
         return list(self._storage.history(oid, size=size))
 
@@ -102,12 +118,13 @@ class StorageEngine:
 
     def prepare(self, tid: bytes, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
         meta = TransactionMetaData(info.user, info.description, info.extension)
-        if info.status == " ":
-            self._storage.tpc_begin(meta, tid)
-        else:
-            self._storage.tpc_begin(meta, tid, info.status)
         try:
-            writing = _Writing(self._storage, meta, tid)
+            # FileStorage's lock is held even if this fails, until the transaction is aborted.
+            if info.status == " ":
+                self._storage.tpc_begin(meta, tid)
+            else:
+                self._storage.tpc_begin(meta, tid, info.status)
+            writing = _Writing(self._storage, meta, tid, self.newest_tid)
             for operation in operations:
                 writing.apply(operation)
             conflicts = list(writing.conflicts.values())
@@ -139,7 +156,14 @@ class StorageEngine:
 class _Writing:
     """The operations of one transaction on their way into the storage."""
 
-    def __init__(self, storage: Any, meta: TransactionMetaData, tid: bytes) -> None:
+    def __init__(
+        self,
+        storage: Any,
+        meta: TransactionMetaData,
+        tid: bytes,
+        newest_tid: Callable[[bytes], bytes | None],
+    ) -> None:
+        self._newest_tid = newest_tid
         self._storage = storage
         self._meta = meta
         self._tid = tid
@@ -149,29 +173,46 @@ class _Writing:
 
     def apply(self, operation: Operation) -> None:
         match operation:
-            case Store():
+            case Store(oid, _, data):
+                self._refuse_empty(oid, data)
                 self._store(operation)
             case Restore(oid, data, same_as):
-                self._storage.restore(oid, self._tid, data, "", same_as, self._meta)
+                self._refuse_empty(oid, data)
+                self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
                 self.oids[oid] = None
             case Delete(oid, serial):
-                self._storage.deleteObject(oid, serial, self._meta)
+                self._able("deleteObject")(oid, serial, self._meta)
                 self.oids[oid] = None
             case CheckCurrent(oid, serial):
                 self._storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
             case Undo(transaction_id):
-                _, oids = self._storage.undo(transaction_id, self._meta)
-                self.oids.update(dict.fromkeys(oids))
-                self.undone.update(dict.fromkeys(oids))
+                self._undo(transaction_id)
+
+    def _able(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self._storage, name, None)
+        if method is None:
+            raise Unsupported(f"{self._storage.getName()} has no {name}")
+        return method
+
+    @staticmethod
+    def _refuse_empty(oid: bytes, data: bytes | None) -> None:
+        # FileStorage would write a record that makes the rest of its file unreadable.
+        if data is not None and not data:
+            raise StorageError(f"the data of object {oid.hex()} is empty: no record can be")
+
+    def _undo(self, transaction_id: bytes) -> None:
+        try:
+            _, oids = self._able("undo")(transaction_id, self._meta)
+        except (AssertionError, Base64Error):
+            raise UndoError("Invalid transaction id") from None
+        self.oids.update(dict.fromkeys(oids))
+        self.undone.update(dict.fromkeys(oids))
 
     def _store(self, store: Store) -> None:
         oid, serial, data = store.oid, store.serial, store.data
-        try:
-            current = self._storage.getTid(oid)
-        except POSKeyError:
-            current = None  # new, or its creation was undone: the storage knows which
-        if current is not None and current != serial:
-            self.conflicts[oid] = Conflict(oid, current, serial, data)
+        newest = self._newest_tid(oid)
+        if newest is not None and newest != serial:
+            self.conflicts[oid] = Conflict(oid, newest, serial, data)
             return
         try:
             self._storage.store(oid, serial, data, "", self._meta)

@@ -34,7 +34,7 @@ class RunningServer:
 
     def _run(self, address: Address) -> None:
         try:
-            serve_forever(self._server, [address], self._started)
+            serve_forever(self._server, [address], on_ready=self._started)
         except BaseException as problem:
             self._problem = problem
         finally:

@@ -99,6 +99,8 @@ class Hosted:
         )
         self._run_in_thread = run_in_thread
         self._on_fatal = on_fatal
+        self._todo: deque[Action] = deque()
+        self._performing = False
         self._packing = False
         self._in_thread = 0
         self._failed = ""
@@ -130,8 +132,26 @@ class Hosted:
         return self.clock.monotonic(), self.clock.time()
 
     def perform(self, actions: Iterable[Action]) -> None:
-        """Carry out actions and all that follow from them, in order."""
-        todo = deque(actions)
+        """Carry out actions and all that follow from them, in order.
+
+        What carrying one out causes (a client that is dropped gives up its transactions) comes after it.
+        """
+        self._todo.extend(actions)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            self._perform_all()
+        finally:
+            self._performing = False
+        holder = self.transactions.holder
+        if holder is None:
+            self._locked_at = None
+        elif self._locked_at is None:
+            self._locked_at = self.clock.time()
+
+    def _perform_all(self) -> None:
+        todo = self._todo
         while todo:
             match todo.popleft():
                 case Prepare(transaction):
@@ -149,11 +169,6 @@ class Hosted:
                     transaction.owner.refuse(transaction, problem)
                 case Expire(transaction, state):
                     self._expire(transaction, state.value)
-        holder = self.transactions.holder
-        if holder is None:
-            self._locked_at = None
-        elif self._locked_at is None:
-            self._locked_at = self.clock.time()
 
     def _prepare(self, transaction: Transaction) -> list[Action]:
         def work() -> Prepared:

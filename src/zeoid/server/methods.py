@@ -132,6 +132,8 @@ def iterator_gc(session: "Session", iterators: list[int]) -> None:
 
 
 def new_oids(session: "Session", count: int = 100) -> list[bytes]:
+    if session.read_only:
+        raise ReadOnlyError()
     return session.hosted.new_oids(count)
 
 
@@ -149,6 +151,8 @@ def tpc_begin(
         problem = ReadOnlyError()
     elif tid is not None and not NO_TID < tid < MAX_TID:
         problem = InvalidCall("tpc_begin: no transaction can have this tid")
+    elif _text(status) not in _STATUSES:
+        problem = InvalidCall("tpc_begin: the status must be ' ' or 'p'")
     info = TransactionInfo(_bytes(user), _bytes(description), extension, tid, _text(status))
     session.hosted.transactions.begin(session, id, info, problem)
 
@@ -159,8 +163,8 @@ def _operate(session: "Session", id: Any, operation: Operation) -> None:
     session.hosted.transactions.operate(session, id, operation)
 
 
-def store(session: "Session", oid: bytes, serial: bytes, data: bytes, id: Any) -> None:
-    _operate(session, id, Store(oid, serial, data))
+def store(session: "Session", oid: bytes, serial: bytes | None, data: bytes, id: Any) -> None:
+    _operate(session, id, Store(oid, serial or NO_TID, data))  # None: an object that is new
 
 
 def restore(
@@ -221,6 +225,9 @@ def _text(value: str | bytes) -> str:
 def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
 
+
+#: Done, and packed. With another one in it, a data file would be cut off there when it is opened again.
+_STATUSES: Final = (" ", "p")
 
 METHODS: Final[dict[str, Callable[..., Any]]] = {
     "register": register,

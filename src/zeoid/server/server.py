@@ -79,16 +79,26 @@ class _Transport(asyncio.Protocol):
         # A peer that does not read its replies gets no more of its requests read.
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
+        if self._session is not None:
+            self._session.pause()
 
     def resume_writing(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._session is not None:
+            self._session.resume()
+        if self._transport is not None and not self._transport.is_closing() and not self._is_full():
             self._transport.resume_reading()
+
+    def _is_full(self) -> bool:
+        assert self._transport is not None
+        return self._transport.get_write_buffer_size() > limits.OUTPUT_HIGH_WATER_BYTES
 
     # What a session needs of it
 
     def write(self, data: bytes) -> None:
         transport = self._transport
         assert transport is not None
+        if transport.is_closing():
+            return
         transport.write(data)
         if transport.get_write_buffer_size() > limits.OUTPUT_LIMIT_BYTES and self._session is not None:
             session, self._session = self._session, None
@@ -138,6 +148,7 @@ class StorageServer:
         self._slow = ThreadPoolExecutor(limits.SLOW_REQUEST_THREADS, "zeoid-slow")
         self._threads: list[ThreadPoolExecutor] = [self._slow]
         self._stopping: asyncio.Event | None = None
+        self._stop_asked = False
         self._failure = ""
         self._closed = False
         self.storages: dict[str, Hosted] = {}
@@ -193,7 +204,7 @@ class StorageServer:
     async def run(self) -> None:
         """Serve until `stop`. ConfigurationError or StorageFailure ends it with the reason."""
         self._stopping = asyncio.Event()
-        if self._failure:
+        if self._stop_asked:
             self._stopping.set()
         ticking = asyncio.get_running_loop().create_task(self._tick())
         try:
@@ -205,7 +216,8 @@ class StorageServer:
             raise StorageFailure(self._failure)
 
     def stop(self) -> None:
-        """Let `run` return. May be called from a signal handler of the loop."""
+        """Let `run` return, also if it has not begun. May be called from a signal handler of the loop."""
+        self._stop_asked = True
         if self._stopping is not None:
             self._stopping.set()
 
@@ -331,12 +343,23 @@ def open_event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     return factory
 
 
+OnLoop = Callable[[asyncio.AbstractEventLoop], None]
+
+
 def serve_forever(
-    server: StorageServer, addresses: Sequence[Address], on_ready: Callable[[asyncio.AbstractEventLoop], None]
+    server: StorageServer,
+    addresses: Sequence[Address],
+    *,
+    on_loop: OnLoop = lambda loop: None,
+    on_ready: OnLoop = lambda loop: None,
 ) -> None:
-    """Listen on *addresses* and serve until stopped. *on_ready* runs on the loop once all are listening."""
+    """Listen on *addresses* and serve until stopped.
+
+    *on_loop* is called on the loop before anything else happens there, *on_ready* once all are listening.
+    """
 
     async def main() -> None:
+        on_loop(asyncio.get_running_loop())
         try:
             for address in addresses:
                 await server.listen(address)

@@ -6,14 +6,17 @@ What happens to a session, and what follows:
     answer, refuse  the hosted storage answers a vote or a finish, at once, so that the reply stands in the
                     stream where the commit happened
     tell            a one-way call, such as an invalidation; it keeps its place among the replies
+    pause, resume   the client does not read its replies, or does again; calls wait meanwhile
     drop(reason)    the connection is closed from our side
     lost(reason)    the connection is gone; transactions are given up, iterators closed
 
 Owns the order of what is written. Must not know sockets: a `Wire` takes bytes and can be closed.
 """
 
+import contextlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,9 +28,9 @@ from zeoid.errors import InvalidCall, PeerError, UnsendableValue
 from zeoid.server.hosted import Done, Hosted
 from zeoid.server.iterators import Iterators
 from zeoid.server.methods import ANSWERED_LATER, LATER, METHODS, OPERATIONS, Pack, Slow
-from zeoid.wire.codec import MessageId
+from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
-from zeoid.wire.messages import SERVER_METHODS, Phase
+from zeoid.wire.messages import SERVER_METHODS, TRANSACTION, Phase
 
 log = logging.getLogger("zeoid.server")
 
@@ -69,7 +72,10 @@ class Session:
         self._wire = wire
         self._connection = ServerConnection(offer)
         self._peer = peer
+        self._calls: deque[Message] = deque()
+        self._paused = False
         self._gathered: list[bytes] | None = None
+        self._gathered_bytes = 0
         self._awaited: dict[Any, MessageId] = {}
         self._slow = 0
         #: The storage that this client registered for. There is none before that.
@@ -87,23 +93,41 @@ class Session:
         """Bytes from the client. Never raises: what is wrong ends this connection and no other."""
         if self._closed:
             return
+        try:
+            self._calls.extend(self._connection.receive(data))
+        except PeerError as problem:
+            self._work()  # what came before it
+            self.drop(str(problem))
+        else:
+            self._work()
+
+    def pause(self) -> None:
+        """The client does not read its replies: carry out no more calls until it does."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """The client has read its replies."""
+        self._paused = False
+        if self._gathered is None and not self._closed:
+            self._work()
+
+    def _work(self) -> None:
+        """Carry out the calls that have arrived, in order."""
+        calls = self._calls
         self._gathered = []
         try:
-            for message_id, one_way, name, args in self._connection.receive(data):
+            while calls and not self._paused and not self._closed:
+                message_id, one_way, name, args = calls.popleft()
                 self._call(message_id, bool(one_way), name, args)
-                if self._closed:
-                    break
             if self._connection.state is State.ASKED:
                 self._report_status()
-        except PeerError as problem:
-            self.drop(str(problem))
         except Exception:
             log.exception("%s: a fault in the server; the connection is closed", self.label)
             self.drop("internal error")
         finally:
-            gathered, self._gathered = self._gathered, None
+            gathered, self._gathered, self._gathered_bytes = self._gathered, None, 0
             if gathered and not self._closed:
-                self._wire.write(b"".join(gathered))
+                self._send(b"".join(gathered))
 
     def _call(self, message_id: MessageId, one_way: bool, name: str, args: Any) -> None:
         try:
@@ -134,16 +158,29 @@ class Session:
             self._reply(message_id, name, result)
 
     def _failed(self, message_id: MessageId, one_way: bool, name: str, args: Any, problem: Exception) -> None:
-        if isinstance(problem, InvalidCall):
-            log.warning("%s: %s", self.label, problem)
-        elif not isinstance(problem, _EXPECTED):
+        """Say so: in the reply and in the log, at the vote, or by closing the connection."""
+        if one_way and self._breaks(name, args, problem):
+            return
+        if not isinstance(problem, (InvalidCall, *_EXPECTED)):
             log.error("%s: %s failed", self.label, name, exc_info=problem)
+        elif isinstance(problem, InvalidCall) and not one_way:
+            log.warning("%s: %s", self.label, problem)
         if not one_way:
             self._write(self._connection.fault(message_id, problem))
-        elif name in OPERATIONS and self.registered and args and _is_key(args[-1]):
-            self.hosted.transactions.break_(self, args[-1], problem)
         else:
-            self.drop(f"{name} failed and can't be answered: {problem}")
+            self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
+
+    def _breaks(self, name: str, args: Any, problem: Exception) -> bool:
+        """Whether the call was an operation of a transaction, whose vote will fail with *problem* now."""
+        if name not in OPERATIONS or not self.registered:
+            return False
+        if type(args) not in (tuple, list) or not args or not TRANSACTION.test(args[-1]):
+            return False
+        try:
+            self.hosted.transactions.break_(self, args[-1], problem)
+        except StorageTransactionError:
+            return False
+        return True
 
     def register(self, storage: str, read_only: bool) -> bytes:
         hosted = self._house.storages.get(storage)
@@ -248,15 +285,28 @@ class Session:
         try:
             data = self._connection.reply(message_id, value)
         except UnsendableValue as problem:
-            self._failed(message_id, False, name, (), problem)
+            self._failed(message_id, False, name, (), InvalidCall(f"{name}: {problem}"))
         else:
             self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._gathered is None:
+            self._send(data)
+            return
+        self._gathered.append(data)
+        self._gathered_bytes += len(data)
+        if self._gathered_bytes > limits.GATHER_BYTES:
+            gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+            self._send(b"".join(gathered))
+
+    def _send(self, data: bytes) -> None:
+        """To the wire. If that breaks now, it is this client that is lost: whoever caused it goes on."""
+        try:
             self._wire.write(data)
-        else:
-            self._gathered.append(data)
+        except Exception as problem:
+            self.lost(f"{type(problem).__name__}: {problem}")
+            with contextlib.suppress(Exception):
+                self._wire.close()
 
     # The end --------------------------------------------------------------------------------------
 
@@ -268,9 +318,10 @@ class Session:
             log.warning("%s dropped: %s", self.label, reason)
         gathered, self._gathered = self._gathered, None
         if gathered:
-            self._wire.write(b"".join(gathered))
-        self._wire.close()
-        self._end()
+            self._send(b"".join(gathered))
+        if not self._closed:
+            self._wire.close()
+            self._end()
 
     def lost(self, reason: str) -> None:
         """The connection is gone."""
@@ -291,7 +342,3 @@ class Session:
 
 def _phase(registered: bool) -> str:
     return "after register" if registered else "before register"
-
-
-def _is_key(value: Any) -> bool:
-    return type(value) in (int, str, bytes)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ZODB.POSException import POSKeyError
 
-from zeoid.model import Revision, tid_after
+from zeoid.model import MAX_TID, Revision, tid_after
 from zeoid.ports import Engine, TransactionRecord
 
 
@@ -48,7 +48,10 @@ class Visible:
         return self._engine.load_serial(oid, serial)
 
     def current_tid(self, oid: bytes) -> bytes:
-        tid = self._engine.current_tid(oid)
+        try:
+            tid = self._engine.current_tid(oid)
+        except POSKeyError:
+            tid = MAX_TID  # it is deleted, but maybe only by a transaction that is not visible yet
         if tid <= self._tid:
             return tid
         revision = self._engine.load_before(oid, self._beyond)
@@ -63,7 +66,12 @@ class Visible:
 
     def record_iternext(self, following: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
         while True:
-            oid, tid, data, after = self._engine.record_iternext(following)
+            try:
+                oid, tid, data, after = self._engine.record_iternext(following)
+            except POSKeyError as problem:
+                # As FileStorage says that it met a deleted object; see above.
+                (oid,), tid, data = problem.args, MAX_TID, b""
+                after = self._oid_after(oid)
             if tid <= self._tid:
                 return oid, tid, data, after
             revision = self._engine.load_before(oid, self._beyond)
@@ -72,6 +80,15 @@ class Visible:
             if after is None:
                 raise POSKeyError(oid)
             following = after
+
+    def _oid_after(self, oid: bytes) -> bytes | None:
+        try:
+            return self._engine.record_iternext(tid_after(oid))[0]
+        except POSKeyError as problem:
+            following: bytes = problem.args[0]
+            return following
+        except ValueError:
+            return None
 
     def undo_log(self, first: int, last: int) -> list[dict[str, Any]]:
         bound = self._tid

@@ -83,6 +83,7 @@ class ScriptedConnection:
         while not self._connection.protocol:
             if not self._read(deadline_s):
                 raise AssertionError(f"the client did not answer the offer: {self._silence()}")
+        self._connection.registered()  # what the client may send is not this end's to limit
         self.protocol = self._connection.protocol
         return self.protocol
 

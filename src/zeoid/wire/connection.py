@@ -119,7 +119,7 @@ Delivery = tuple[Any, int, str, Any]
 class ClientConnection(_Connection):
     """The client's end. A *slot* is whatever the caller wants back with the reply, but None.
 
-    `call` and `receive` may be used by two threads, one of each.
+    `call` and `receive` may be used by two threads, one of each; `forget` by any.
     """
 
     __slots__ = ("_answer", "_coding", "_ids", "_last_id", "_pending", "offered")
@@ -148,8 +148,9 @@ class ClientConnection(_Connection):
                 if self.state is State.OPEN:
                     message_id, flag, name, args = self._decode(payload)
                     if name == REPLY:
-                        if message_id in self._pending:
-                            deliveries.append((self._pending.pop(message_id), flag, name, args))
+                        slot = self._pending.pop(message_id, None)
+                        if slot is not None:
+                            deliveries.append((slot, flag, name, args))
                         elif message_id != HEARTBEAT_ID and not self._was_forgotten(message_id):
                             raise PeerError("a reply to a call that was never made")
                     elif flag == ONE_WAY:
@@ -197,9 +198,9 @@ class ClientConnection(_Connection):
 
     def forget(self, slot: Any) -> None:
         """Nobody waits for this reply any more; it will be dropped when it comes."""
-        for message_id, waiting in list(self._pending.items()):
+        for message_id, waiting in self._pending.copy().items():
             if waiting is slot:
-                del self._pending[message_id]
+                self._pending.pop(message_id, None)
 
     def slots(self) -> list[Any]:
         """The slots of all calls that have no reply yet."""

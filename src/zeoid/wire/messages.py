@@ -179,7 +179,7 @@ SERVER_METHODS: Final = _table(
     Method("new_oids", (("count", INTEGER),), 1, _P, _W, "oids that were never used"),
     Method("tpc_begin", (_id, ("user", TEXT), ("description", TEXT), ("extension", EXTENSION),
                          ("tid", _or_none(TID)), ("status", STATUS)), 2, _P, _W, "begin a transaction"),
-    Method("storea", (_oid, _serial, _data, _id), 0, _P, _W, "write a revision"),
+    Method("storea", (_oid, ("serial", _or_none(TID)), _data, _id), 0, _P, _W, "write a revision"),
     Method("restorea", (_oid, _serial, ("data", _or_none(DATA)), ("same_as", _or_none(TID)), _id), 0, _P, _W,
            "copy a revision of another storage"),
     Method("deleteObject", (_oid, _serial, _id), 0, _P, _W, "delete an object"),

@@ -1,0 +1,329 @@
+"""The short way to read a record gives what FileStorage itself gives, whatever the history of the object."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from persistent.TimeStamp import TimeStamp
+from ZODB.POSException import POSKeyError, UndoError
+from ZODB.utils import p64
+
+from zeoid.commit.tids import next_tid
+from zeoid.engines.filestorage import FileStorageEngine
+from zeoid.engines.opening import open_filestorage
+from zeoid.model import (
+    MAX_TID,
+    NO_TID,
+    Delete,
+    Operation,
+    Store,
+    TransactionInfo,
+    Undo,
+    tid_after,
+    tid_before,
+)
+
+INFO = TransactionInfo(b"", b"", {})
+ROOT = p64(0)
+OIDS = [p64(number) for number in range(6)]
+UNKNOWN = p64(1000)
+
+
+class History:
+    """A data file with a past."""
+
+    def __init__(self, engine: FileStorageEngine) -> None:
+        self.engine = engine
+        self.tids: list[bytes] = []
+        self.now = 1_000_000_000.0
+
+    def write(self, *operations: Operation) -> bytes:
+        self.now += 10
+        tid = next_tid(self.engine.last_tid(), self.now)
+        self.engine.prepare(tid, INFO, operations)
+        self.engine.finish()
+        self.tids.append(tid)
+        return tid
+
+    def serial(self, oid: bytes) -> bytes:
+        """The tid of the newest record of any kind, also that of a deletion."""
+        try:
+            return bytes(self.engine._storage.history(oid, 1)[0]["tid"])
+        except POSKeyError:
+            return NO_TID
+
+    def exists(self, oid: bytes) -> bool:
+        try:
+            self.engine.current_tid(oid)
+        except POSKeyError:
+            return False
+        return True
+
+    def store(self, *oids: bytes, size: int = 20) -> bytes:
+        return self.write(*(Store(oid, self.serial(oid), record(size)) for oid in oids))
+
+    def delete(self, oid: bytes) -> bytes:
+        return self.write(Delete(oid, self.serial(oid)))
+
+    def undo(self, number: int) -> bool:
+        """Undo one of the transactions, unless that is impossible."""
+        entries = self.engine.undo_log(0, 1000)
+        if not entries:
+            return False  # everything is packed
+        try:
+            self.write(Undo(entries[number % len(entries)]["id"]))
+        except (UndoError, POSKeyError):
+            return False
+        return True
+
+    def pack(self, number: int) -> None:
+        """Forget what was overwritten before one of the transactions."""
+        self.engine.pack(TimeStamp(self.tids[number]).timeTime())
+
+    def moments(self) -> list[bytes]:
+        """Every tid there is, and those just before and after it."""
+        near = [at for tid in self.tids for at in (tid_before(tid), tid, tid_after(tid))]
+        return [NO_TID, tid_after(NO_TID), *near, MAX_TID]
+
+
+def record(size: int) -> bytes:
+    """A record that refers to all objects, so that none is garbage, with *size* bytes of data.
+
+    Two pickles: the name of a class, and a state that is a tuple of persistent references and bytes.
+    """
+    references = b"".join(b"(C\x08" + oid + b"cpersistent\nPersistent\ntQ" for oid in OIDS)
+    data = b"B" + size.to_bytes(4, "little") + random.Random(size).randbytes(size)
+    return b"cpersistent\nPersistent\n.(" + references + data + b"t."
+
+
+def same(engine: FileStorageEngine, oid: bytes, tid: bytes) -> Any:
+    """What both ways to read say, which must be the same."""
+    mine = result_of(lambda: engine.load_before(oid, tid))
+    theirs = result_of(lambda: engine._storage.loadBefore(oid, tid))
+    assert mine == theirs, (oid, tid)
+    return mine
+
+
+def result_of(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except POSKeyError as problem:
+        return POSKeyError, problem.args
+
+
+def everything_is_the_same(history: History) -> None:
+    for oid in [*OIDS, UNKNOWN]:
+        for tid in history.moments():
+            same(history.engine, oid, tid)
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    engine = open_filestorage(tmp_path / "Data.fs")
+    assert isinstance(engine, FileStorageEngine)
+    yield History(engine)
+    engine.close()
+
+
+def test_many_revisions(history: History) -> None:
+    for number in range(30):
+        history.store(*OIDS[: number % 5 + 1], size=number + 1)
+    everything_is_the_same(history)
+    assert same(history.engine, OIDS[0], MAX_TID)[1:] == (history.tids[-1], None)
+
+
+#: On both sides of what one read of the engine takes, with the header of 42 bytes and without, and far off.
+SIZES = [1, 7, 8, 9, 500, 2005, 2006, 2007, 2047, 2048, 2049, 2090, 4096, 8192, 100_000, 1_000_000]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_records_of_every_size(history: History, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    for written in (data, b"other", data):
+        history.write(Store(ROOT, history.serial(ROOT), written))
+    everything_is_the_same(history)
+    assert same(history.engine, ROOT, MAX_TID)[0] == data
+
+
+def test_the_last_record_of_a_file(history: History) -> None:
+    """A read of the usual size goes beyond the end of the file."""
+    history.store(ROOT, size=1)
+    assert same(history.engine, ROOT, MAX_TID)[0] == record(1)
+
+
+def test_unknown_objects(history: History) -> None:
+    history.store(ROOT)
+    for tid in history.moments():
+        assert same(history.engine, UNKNOWN, tid) == (POSKeyError, (UNKNOWN,))
+
+
+def test_before_an_object_existed(history: History) -> None:
+    history.store(ROOT)
+    began = history.store(OIDS[1])
+    assert same(history.engine, OIDS[1], began) is None
+    assert same(history.engine, OIDS[1], tid_after(began)) is not None
+
+
+def test_deleted_objects(history: History) -> None:
+    history.store(ROOT, OIDS[1])
+    deleted = history.delete(OIDS[1])
+    assert same(history.engine, OIDS[1], MAX_TID) == (POSKeyError, (OIDS[1],))
+    assert same(history.engine, OIDS[1], deleted)[2] == deleted
+    again = history.store(OIDS[1])
+    assert same(history.engine, OIDS[1], MAX_TID)[1:] == (again, None)
+    everything_is_the_same(history)
+
+
+def test_an_undone_creation(history: History) -> None:
+    history.store(ROOT)
+    history.store(OIDS[1])
+    assert history.undo(0)
+    assert same(history.engine, OIDS[1], MAX_TID) == (POSKeyError, (OIDS[1],))
+    everything_is_the_same(history)
+
+
+def test_an_undone_change_refers_to_the_data_of_an_earlier_revision(history: History) -> None:
+    first = history.store(ROOT, size=5000)
+    history.store(ROOT, size=7)
+    assert history.undo(0)
+    data, tid, end = same(history.engine, ROOT, MAX_TID)
+    assert (data, tid, end) == (record(5000), history.tids[-1], None)
+    assert tid != first
+    everything_is_the_same(history)
+
+
+def test_an_undo_that_was_undone(history: History) -> None:
+    history.store(ROOT, size=10)
+    history.store(ROOT, size=20)
+    assert history.undo(0)
+    assert history.undo(0)
+    assert same(history.engine, ROOT, MAX_TID)[0] == record(20)
+    everything_is_the_same(history)
+
+
+STEP = st.one_of(
+    st.tuples(
+        st.just("store"),
+        st.lists(st.sampled_from(OIDS), min_size=1, max_size=4, unique=True),
+        st.sampled_from([1, 10, 1800, 2048, 5000]),
+    ),
+    st.tuples(st.just("delete"), st.sampled_from(OIDS), st.none()),
+    st.tuples(st.just("undo"), st.integers(0, 5), st.none()),
+    st.tuples(st.just("pack"), st.integers(0, 10), st.none()),
+    st.tuples(st.just("reopen"), st.none(), st.none()),
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.lists(STEP, max_size=25))
+def test_any_history(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any, Any]]) -> None:
+    path = tmp_path_factory.mktemp("history") / "Data.fs"
+    history = History(open_engine(path))
+    try:
+        history.store(*OIDS)
+        for step in steps:
+            apply(history, path, *step)
+        everything_is_the_same(history)
+    finally:
+        history.engine.close()
+
+
+def apply(history: History, path: Path, what: str, which: Any, size: Any) -> None:
+    match what:
+        case "store":
+            history.store(*which, size=size)
+        case "delete":
+            if history.exists(which):
+                history.delete(which)
+        case "undo":
+            history.undo(which)
+        case "pack":
+            with contextlib.suppress(KeyError):  # of an object that is deleted and still referred to
+                history.pack(-1 - which % len(history.tids))
+        case "reopen":
+            history.engine.close()
+            history.engine = open_engine(path)
+
+
+def open_engine(path: Path) -> FileStorageEngine:
+    engine = open_filestorage(path)
+    assert isinstance(engine, FileStorageEngine)
+    return engine
+
+
+def test_after_a_pack(history: History) -> None:
+    for number in range(20):
+        history.store(*OIDS, size=number * 300 + 1)
+    assert history.undo(0)
+    history.pack(10)
+    everything_is_the_same(history)
+    history.store(ROOT)
+    everything_is_the_same(history)
+
+
+def test_while_a_pack_is_under_way(history: History) -> None:
+    """Its end replaces file and index: a reader meets the old ones or the new ones, never a mix."""
+    for number in range(60):
+        history.store(*OIDS, size=number * 100 + 1)
+    expected = {oid: history.engine.load_before(oid, MAX_TID) for oid in OIDS}
+    problems: list[BaseException] = []
+
+    def pack() -> None:
+        try:
+            for number in range(40, 60):
+                history.pack(number)
+        except BaseException as problem:
+            problems.append(problem)
+
+    packing = threading.Thread(target=pack)
+    packing.start()
+    deadline_s = time.monotonic() + 60
+    rounds = 0
+    while packing.is_alive() or not rounds:
+        assert time.monotonic() < deadline_s
+        for oid in OIDS:
+            assert history.engine.load_before(oid, MAX_TID) == expected[oid]
+        rounds += 1
+    packing.join()
+    assert problems == []
+    everything_is_the_same(history)
+
+
+def test_while_a_transaction_is_prepared(history: History) -> None:
+    """It is in the file already, behind the end."""
+    history.store(ROOT, size=10)
+    before = same(history.engine, ROOT, MAX_TID)
+    tid = next_tid(history.engine.last_tid(), history.now + 1)
+    history.engine.prepare(tid, INFO, [Store(ROOT, history.serial(ROOT), record(5000))])
+    assert same(history.engine, ROOT, MAX_TID) == before
+    history.engine.abandon()
+    assert same(history.engine, ROOT, MAX_TID) == before
+
+
+def test_a_read_only_file(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "Data.fs")
+    history = History(engine)
+    history.store(*OIDS, size=3000)
+    engine.close()
+    history.engine = open_filestorage(tmp_path / "Data.fs", read_only=True)  # type: ignore[assignment]
+    everything_is_the_same(history)
+    history.engine.close()
+
+
+def test_a_system_without_positioned_reads(history: History) -> None:
+    history.store(ROOT, size=10)
+    history.engine._has_pread = False
+    assert same(history.engine, ROOT, MAX_TID)[0] == record(10)
