@@ -62,7 +62,7 @@ def parse_addresses(value: Any) -> tuple[Address, ...]:
     if isinstance(value, str):
         addresses = [parse_address(part) for part in value.replace(",", " ").split()]
     elif _is_pair(value):
-        addresses = [TcpAddress(value[0] or "127.0.0.1", value[1])]
+        addresses = [TcpAddress(value[0] or "127.0.0.1", _port(value[1]))]
     elif isinstance(value, TcpAddress | UnixAddress):
         addresses = [value]
     elif isinstance(value, Iterable):
@@ -72,6 +72,12 @@ def parse_addresses(value: Any) -> tuple[Address, ...]:
     if not addresses:
         raise ConfigurationError("no address of a storage server is given")
     return tuple(addresses)
+
+
+def _port(value: int) -> int:
+    if not 0 <= value <= 65535:
+        raise ConfigurationError(f"{value} is no port (0 to 65535)")
+    return value
 
 
 def _is_pair(value: Any) -> bool:

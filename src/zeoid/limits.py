@@ -61,6 +61,8 @@ SLOW_REQUEST_THREADS: Final = 4
 WAIT_TIMEOUT_S: Final = 30.0
 #: The deadline of one connection attempt, handshake included. The next address follows.
 CONNECT_TIMEOUT_S: Final = 10.0
+#: Closing a storage waits so long for its background thread, which may be in a connection attempt.
+CLOSE_TIMEOUT_S: Final = 1.0
 #: Packing may take hours. A dead server is noticed by the connection's own time-out, not by this one.
 PACK_TIMEOUT_S: Final = 7 * 24 * 3600.0
 #: The waits between rounds of connection attempts grow from the first to the last, with jitter.
@@ -80,6 +82,8 @@ GATHER_BYTES: Final = 128 * 1024
 PREFETCH_WINDOW: Final = 500
 #: The in-memory object cache.
 CACHE_BYTES: Final = 20 * 1024 * 1024
+#: Past revisions of one object that it keeps, for transactions that began before the newest one.
+ENDED_REVISIONS: Final = 16
 #: Invalidations remembered to correct replies that were under way when they arrived.
 RECENT_INVALIDATIONS: Final = 256
 #: A thread that waits for a reply looks at its deadline this often.

@@ -42,6 +42,8 @@ class Engine(Protocol):
     name: str
     read_only: bool
     supports_undo: bool
+    #: Whether the storage keeps blobs, which are not served.
+    has_blobs: bool
     #: Whether `record_iternext` works.
     supports_record_iteration: bool
     #: (module, name) of every interface that the storage provides.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -311,6 +312,33 @@ def test_while_a_transaction_is_prepared(history: History) -> None:
     assert same(history.engine, ROOT, MAX_TID) == before
     history.engine.abandon()
     assert same(history.engine, ROOT, MAX_TID) == before
+
+
+class Writer:
+    """A lock that is had when another thread has finished what it was writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._end = path.stat().st_size
+        with path.open("ab") as file:
+            file.write(b"half a transaction" * 3)
+
+    def __enter__(self) -> None:
+        os.truncate(self._path, self._end)
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+
+# FileStorage's iterator leaves its file to the garbage collector when it fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("start", range(5))
+def test_iteration_while_a_transaction_is_half_written(history: History, tmp_path: Path, start: int) -> None:
+    for _ in range(5):
+        history.store(ROOT, size=300)
+    history.engine._lock = Writer(tmp_path / "Data.fs")
+    found = history.engine.iterate(history.tids[start], history.tids[-1])
+    assert [transaction.tid for transaction in found] == history.tids[start:]
 
 
 def test_a_read_only_file(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def wait_to_read(session: Session, text: str) -> None:
     def reads() -> bool:
         with contextlib.suppress(TransientError):
             session.begin()
-            return bool(session.root["page"]["text"] == text)
+            return bool(session.root.get("page", {}).get("text") == text)
         return False
 
     wait_until(reads, f"the text {text!r}", RECONNECT_S)

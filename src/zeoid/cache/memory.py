@@ -24,7 +24,7 @@ class MemoryCache:
         self._used_bytes = 0
         self._lock = Lock()
         self._current: dict[bytes, Revision] = {}
-        #: oid → revisions that ended, oldest first
+        #: oid → revisions that ended, in any order; none of them overlap
         self._ended: dict[bytes, list[Revision]] = {}
         #: oids by use, the least recent first
         self._order: OrderedDict[bytes, None] = OrderedDict()
@@ -45,24 +45,34 @@ class MemoryCache:
             return None
 
     def store(self, oid: bytes, start: bytes, end: bytes | None, data: bytes) -> None:
+        size_bytes = len(data) + _OVERHEAD_BYTES
         with self._lock:
             if end is None:
                 known = self._current.get(oid)
-                if known is not None:
-                    if known[1] >= start:
-                        return
-                    self._used_bytes -= _cost(known)
+                if known is not None and known[1] >= start:
+                    return
+                self._forget(oid)
+            elif any(revision[1] == start for revision in self._ended.get(oid, ())):
+                return
+            if size_bytes > self._size_bytes:
+                return
+            if end is None:
                 self._current[oid] = (data, start, None)
             else:
-                ended = self._ended.setdefault(oid, [])
-                if any(revision[1] == start for revision in ended):
-                    return
-                ended.append((data, start, end))
-            self._used_bytes += len(data) + _OVERHEAD_BYTES
+                self._keep_ended(oid, (data, start, end))
+            self._used_bytes += size_bytes
             self._order[oid] = None
             self._order.move_to_end(oid)
             while self._used_bytes > self._size_bytes and self._order:
                 self._evict()
+
+    def _keep_ended(self, oid: bytes, revision: Revision) -> None:
+        ended = self._ended.setdefault(oid, [])
+        ended.append(revision)
+        if len(ended) > limits.ENDED_REVISIONS:
+            # An object that is written all the time would otherwise fill the cache with its past.
+            oldest = min(range(len(ended)), key=lambda index: ended[index][1])
+            self._used_bytes -= _cost(ended.pop(oldest))
 
     def _evict(self) -> None:
         oid, _ = self._order.popitem(last=False)
@@ -78,7 +88,11 @@ class MemoryCache:
                 revision = self._current.get(oid)
                 if revision is not None and revision[1] < tid:
                     del self._current[oid]
-                    self._ended.setdefault(oid, []).append((revision[0], revision[1], tid))
+                    self._keep_ended(oid, (revision[0], revision[1], tid))
+                for index, (data, start, end) in enumerate(self._ended.get(oid, ())):
+                    if start < tid < end:  # type: ignore[operator]
+                        # A later end was told first, when our own commit was still on its way to us.
+                        self._ended[oid][index] = data, start, tid
 
     def forget(self, oids: Iterable[bytes]) -> None:
         with self._lock:

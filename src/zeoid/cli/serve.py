@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,9 +111,14 @@ def run(arguments: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _stopping, server, number)
 
-    with _pid_file(given.pid_file):
+    with contextlib.ExitStack() as stack:
+
+        def on_ready(loop: asyncio.AbstractEventLoop) -> None:
+            # Not before: a server that can't start must leave the file of the one that runs alone.
+            stack.enter_context(_pid_file(given.pid_file))
+
         try:
-            serve_forever(server, given.addresses, on_loop=on_loop)
+            serve_forever(server, given.addresses, on_loop=on_loop, on_ready=on_ready)
         except StorageFailure:
             return 1  # the log has said why
     return 0
@@ -138,6 +144,8 @@ def _open_all(given: ServingOptions) -> dict[str, Engine]:
         for name, opener in given.storages.items():
             engines[name] = opener()
             log.info("storage %r: %s", name, engines[name].name)
+            if engines[name].has_blobs:
+                log.warning("storage %r has a blob directory: its blobs are not served yet", name)
     except BaseException:
         for engine in engines.values():
             engine.close()
@@ -146,15 +154,19 @@ def _open_all(given: ServingOptions) -> dict[str, Engine]:
 
 
 @contextlib.contextmanager
-def _pid_file(path: Path | None):  # type: ignore[no-untyped-def]
+def _pid_file(path: Path | None) -> Iterator[None]:
+    """A file with the process id, which is removed at the end unless another process has written its own."""
     if path is None:
         yield
         return
+    mine = f"{os.getpid()}\n"
     try:
-        path.write_text(f"{os.getpid()}\n")
+        path.write_text(mine)
     except OSError as problem:
         raise ConfigurationError(f"can't write {path}: {problem.strerror}") from None
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if path.read_text() == mine:
+                path.unlink()

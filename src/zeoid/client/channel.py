@@ -230,8 +230,9 @@ class Channel:
             timeout=max(0.0, deadline_s - _monotonic())
         ):
             # Whoever holds the lock for so long is stuck, or was killed within: start anew.
-            self._die(TimedOut(f"{self.peer} does not read what it is sent"))
-            self._raise_if_dead()
+            problem = TimedOut(f"{self.peer} does not read what it is sent")
+            self._die(problem)
+            raise problem
 
     def _not_sent(self, problem: BaseException) -> None:
         """Sending failed. What is none of our errors came from outside, and may leave the lock behind."""
@@ -248,7 +249,7 @@ class Channel:
             self._stream.send(data, deadline_s)
         except BaseException as problem:
             self._die(problem)
-            if _of_the_connection(problem):
+            if isinstance(problem, OSError) and _of_the_connection(problem):
                 self._raise_if_dead()
             raise
         self._last_sent_s = _monotonic()
@@ -470,7 +471,7 @@ class Channel:
         if self._dead is None:
             return
         if isinstance(self._dead, Disconnected):
-            raise type(self._dead)(*self._dead.args)
+            raise Disconnected(*self._dead.args)  # if it is a TimedOut, it is that of another call
         raise Disconnected(f"the connection to {self.peer} was lost: {self._dead}") from self._dead
 
 

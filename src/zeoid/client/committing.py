@@ -6,14 +6,15 @@ transaction fails, whatever connection comes next.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ZODB.POSException import ConflictError
+from ZODB.POSException import ConflictError, POSError
 
 from zeoid import limits
 from zeoid.client.channel import Channel
-from zeoid.errors import Disconnected, OutcomeUnknown, ServerError, TimedOut
+from zeoid.errors import ClientError, Disconnected, OutcomeUnknown, ServerError, TimedOut
+from zeoid.wire.messages import DATA, OID, TID
 
 #: (oid, committed serial, serial that was read, new data) → resolved data, or ConflictError
 Resolve = Callable[[bytes, bytes, bytes, bytes], bytes]
@@ -36,7 +37,11 @@ class Commit:
     def add(self, name: str, *args: Any) -> None:
         """A one-way message about this transaction, whose id is the last argument."""
         self._check_alive()
-        self._append(self.channel.encode_one_way(name, (*args, self._number)))
+        message = self.channel.encode_one_way(name, (*args, self._number))
+        if len(message) > limits.FRAME_BYTES:
+            size = f"a message of {len(message):,} bytes; the limit is {limits.FRAME_BYTES:,}"
+            raise ClientError(f"{name}: {size}")
+        self._append(message)
 
     def begin(self, user: Any, description: Any, extension: Any, tid: bytes | None, status: str) -> None:
         args = (self._number, user, description, extension, tid, status)
@@ -67,7 +72,7 @@ class Commit:
         changed: dict[bytes, None] = {}
         for _ in range(limits.RESOLUTION_ROUNDS):
             conflicts = False
-            for answer in self._vote() or ():
+            for answer in self._vote():
                 if isinstance(answer, dict):
                     conflicts = True
                     oid = answer["oid"]
@@ -82,10 +87,15 @@ class Commit:
                 return list(changed)
         raise ConflictError(f"still in conflict after {limits.RESOLUTION_ROUNDS} rounds", oid=oid)
 
-    def _vote(self) -> Any:
+    def _vote(self) -> Sequence[Any]:
         self._check_alive()
         self._sent = True
-        return self.channel.call("vote", (self._number,), self._timeout_s, before=self._take_gathered())
+        gathered = self._take_gathered()
+        answers: Any = self.channel.call("vote", (self._number,), self._timeout_s, before=gathered) or ()
+        if type(answers) not in (list, tuple) or not all(map(_is_answer, answers)):
+            raise ServerError("the server answered the vote with what is no list of objects")
+        checked: Sequence[Any] = answers
+        return checked
 
     def finish(self, applied: Callable[[bytes], None]) -> bytes:
         """Commit it. *applied* gets the tid in the order of the server's stream.
@@ -108,6 +118,12 @@ class Commit:
             raise OutcomeUnknown(f"the transaction may or may not be committed: {problem}") from None
         except Disconnected as problem:
             raise OutcomeUnknown(f"the transaction may or may not be committed: {problem}") from None
+        except POSError:
+            raise  # the server's answer
+        except BaseException:
+            # Interrupted: if the reply comes nobody will apply it, and nobody else tells us what we wrote.
+            self.channel.close(Disconnected("a thread was interrupted while it finished a transaction"))
+            raise
         return tid
 
     def abort(self) -> None:
@@ -115,3 +131,17 @@ class Commit:
         if self._sent and self.channel.alive:
             with contextlib.suppress(Disconnected):
                 self.channel.send(self.channel.encode_one_way("tpc_abort", (self._number,)), self._timeout_s)
+
+
+def _is_answer(answer: Any) -> bool:
+    """Whether it is an oid whose data was changed, or a conflict."""
+    if type(answer) is not dict:
+        return OID.test(answer)
+    serials: Any = answer.get("serials")
+    return (
+        OID.test(answer.get("oid"))
+        and type(serials) in (list, tuple)
+        and len(serials) == 2
+        and all(map(TID.test, serials))
+        and DATA.test(answer.get("data"))
+    )

@@ -14,8 +14,8 @@ message means is the view's business.
 
 import contextlib
 import logging
-import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -25,8 +25,9 @@ from typing import Any
 from ZODB.POSException import POSError, ReadOnlyError
 
 from zeoid import limits
-from zeoid.addresses import Address, TcpAddress, UnixAddress
+from zeoid.addresses import Address
 from zeoid.client.channel import Channel
+from zeoid.client.stream import connect
 from zeoid.client.view import View
 from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.model import NO_TID
@@ -77,7 +78,7 @@ class Link:
         self.view = view
         self._storage = storage
         self._access = access
-        self._timeout_s = timeout_s
+        self._connect_timeout_s = min(limits.CONNECT_TIMEOUT_S, timeout_s)
         self._coding = coding
         self._label = label
         self._jitter = jitter
@@ -96,6 +97,8 @@ class Link:
         self._seeking = False
         self._plain: set[Address] = set()
         self._failure: BaseException | None = None
+        #: What the log was last told of each address, so that it is not told again and again.
+        self._told: dict[Address, str] = {}
         self._refusal: ClientError | None = None
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -169,7 +172,7 @@ class Link:
         for channel in channels:
             channel.close()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(limits.CONNECT_TIMEOUT_S)
+            thread.join(limits.CLOSE_TIMEOUT_S)
 
     def after_fork(self) -> None:
         """In a forked child: the parent's connection and threads are not ours."""
@@ -187,15 +190,17 @@ class Link:
         wait_s = limits.RECONNECT_FIRST_S
         while not self.closed:
             channel = self._connect()
-            if channel is None:
-                self._wake.wait(wait_s * (0.5 + self._jitter()))
-                wait_s = min(2 * wait_s, limits.RECONNECT_LAST_S)
-                continue
-            wait_s = limits.RECONNECT_FIRST_S
-            while channel.alive and not self.closed:
-                self._wake.wait(limits.IDLE_BEFORE_BACKGROUND_S)
-                channel.beat()
-                channel.attend(limits.HEARTBEAT_S)
+            if channel is not None:
+                connected_s = time.monotonic()
+                while channel.alive and not self.closed:
+                    self._wake.wait(limits.IDLE_BEFORE_BACKGROUND_S)
+                    channel.beat()
+                    channel.attend(limits.HEARTBEAT_S)
+                if time.monotonic() - connected_s > wait_s or self._found_writer is not None:
+                    wait_s = limits.RECONNECT_FIRST_S
+                    continue  # it was a good connection: try at once
+            self._wake.wait(wait_s * (0.5 + self._jitter()))
+            wait_s = min(2 * wait_s, limits.RECONNECT_LAST_S)
 
     def _connect(self) -> Channel | None:
         """Try what was found, then every address once; the connection, verified and in use, or None."""
@@ -235,7 +240,8 @@ class Link:
     def _note_failure(self, address: Address, problem: BaseException) -> None:
         text = _reason(problem)
         text = text if str(address) in text else f"{address}: {text}"
-        if self._failure is None or str(self._failure) != text:
+        if self._told.get(address) != text:
+            self._told[address] = text
             expected = isinstance(problem, (OSError, ZeoidError, POSError))
             log.warning("%s", text, exc_info=None if expected else problem)
         self._failure = Disconnected(text)
@@ -244,14 +250,14 @@ class Link:
         """A registered connection, the server's last tid, and whether it may write."""
         log.log(logging.DEBUG if self._failure else logging.INFO, "trying to connect to %s", address)
         coding = self._coding or ("Z5" if address in self._plain else "M5")
-        channel = Channel(_connected_socket(address), coding=coding, peer=str(address))
+        channel = Channel(connect(address, self._connect_timeout_s), coding=coding, peer=str(address))
         with self._changed:
             self._channels.add(channel)
             closed = self.closed
         try:
             if closed:
                 raise Disconnected("the storage is closed")
-            channel.shake_hands(limits.CONNECT_TIMEOUT_S)
+            channel.shake_hands(self._connect_timeout_s)
             try:
                 tid = self._register(channel, access is Access.READ)
             except TimedOut:
@@ -273,7 +279,7 @@ class Link:
     def _register(self, channel: Channel, read_only: bool) -> bytes:
         args = (self._storage, read_only)
         try:
-            tid = channel.call("register", args, limits.CONNECT_TIMEOUT_S)
+            tid = channel.call("register", args, self._connect_timeout_s)
         except (ValueError, TypeError) as refusal:
             raise ClientError(f"{channel.peer} refused: {refusal}") from None
         return NO_TID if tid is None or tid == b"" else _tid(tid)
@@ -284,10 +290,10 @@ class Link:
         """Verify a registered connection and use it from now on. False, and it is closed, if it won't do."""
         try:
             self._verify(channel, tid)
-            info = channel.call("get_info", (), limits.CONNECT_TIMEOUT_S)
+            info = channel.call("get_info", (), self._connect_timeout_s)
             if self._label:
                 channel.send(
-                    channel.encode_one_way("set_client_label", (self._label,)), limits.CONNECT_TIMEOUT_S
+                    channel.encode_one_way("set_client_label", (self._label,)), self._connect_timeout_s
                 )
             self._on_connected(info)
             for name, args in channel.listen(self._on_call, partial(self._lost, channel)):
@@ -307,7 +313,10 @@ class Link:
             self._state = State.READY
             self._failure = self._refusal = None
             self._changed.notify_all()
-        log.info("connected to %s, storage %r, protocol %s", address, self._storage, channel.protocol)
+        # Whoever was told that it is gone, at this level, must be told that it is back.
+        level = logging.WARNING if self._told else logging.INFO
+        self._told.clear()
+        log.log(level, "connected to %s, storage %r, protocol %s", address, self._storage, channel.protocol)
         if read_only and self._access is Access.FALLBACK:
             self._seek_writer()
         return True
@@ -317,7 +326,7 @@ class Link:
         last = self.view.last_tid()
         if server_tid < last:
             # It was registered while another connection went on, or it is catching up: what about now?
-            server_tid = _tid(channel.call("lastTransaction", (), limits.CONNECT_TIMEOUT_S))
+            server_tid = _tid(channel.call("lastTransaction", (), self._connect_timeout_s))
         if last == NO_TID:
             self.view.begin(server_tid)
         elif server_tid < last:
@@ -326,7 +335,7 @@ class Link:
                 "seen before. If its database was restored from a back-up, restart this process"
             )
         elif server_tid > last:
-            missed = channel.call("getInvalidations", (last,), limits.CONNECT_TIMEOUT_S)
+            missed = channel.call("getInvalidations", (last,), self._connect_timeout_s)
             if missed is None:
                 log.warning("%s: too much was missed, the object cache is emptied", channel.peer)
                 self.view.start_over(server_tid)
@@ -355,7 +364,10 @@ class Link:
             if self.ready is channel:
                 self._state = State.CONNECTING
                 self.ready = None
-                log.warning("disconnected from %s: %s", self.peer, _reason(problem))
+                reason = _reason(problem)
+                assert self.peer is not None
+                self._told[self.peer] = reason
+                log.warning("disconnected from %s: %s", self.peer, reason)
                 self._changed.notify_all()
             self._wake.set()
             if not self.closed:
@@ -400,26 +412,6 @@ class Link:
         else:
             log.info("found a writable server, %s", address)
             old.close(Disconnected("a writable server was found"))
-
-
-def _connected_socket(address: Address) -> socket.socket:
-    if isinstance(address, UnixAddress):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(limits.CONNECT_TIMEOUT_S)
-            sock.connect(address.path)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    assert isinstance(address, TcpAddress)
-    sock = socket.create_connection((address.host, address.port), limits.CONNECT_TIMEOUT_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if user_timeout is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, user_timeout, limits.UNACKNOWLEDGED_MS)
-    return sock
 
 
 def _tid(value: Any) -> bytes:

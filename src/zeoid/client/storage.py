@@ -1,8 +1,9 @@
 """`ClientStorage`: a ZODB storage whose data is kept by a storage server.
 
 Owns the face: ZODB's storage methods with their meaning and their errors. The connection is `link`'s, what
-is known of the database is `view`'s, a transaction is `committing`'s. It has as many methods as ZODB asks
-of a storage, and each is short.
+is known of the database is `view`'s, a transaction is `committing`'s.
+
+Long because ZODB asks a storage for so many methods, each of which is short.
 """
 
 import collections
@@ -31,8 +32,9 @@ from zeoid.client.committing import Commit
 from zeoid.client.iteration import Discarded, RemoteIteration
 from zeoid.client.link import Access, Link, State
 from zeoid.client.view import View
-from zeoid.errors import ConfigurationError, Disconnected, TimedOut
+from zeoid.errors import ConfigurationError, Disconnected, ServerError, TimedOut
 from zeoid.model import MAX_TID, Revision
+from zeoid.wire.messages import OIDS
 
 #: What the server's storage provides, the client does, too.
 _PASSED_ON = {
@@ -93,6 +95,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise ConfigurationError("read_only and read_only_fallback exclude each other")
         if coding not in (None, "M5", "Z5"):
             raise ConfigurationError(f"coding must be M5 or Z5, not {coding!r}")
+        if not isinstance(storage, str) or not isinstance(client_label, str):
+            raise ConfigurationError("the names of a storage and of a client must be text")
+        if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout > 0):
+            raise ConfigurationError(f"wait_timeout must be a number of seconds, not {wait_timeout!r}")
+        if not isinstance(cache_size_bytes, int) or cache_size_bytes < 0:
+            raise ConfigurationError(f"cache_size_bytes must be a number of bytes, not {cache_size_bytes!r}")
         self.__name__ = name or ", ".join(map(str, addresses))
         self._storage_name = storage
         self._timeout_s = limits.WAIT_TIMEOUT_S if wait_timeout is None else wait_timeout
@@ -126,8 +134,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             self._link.start()
 
     def _reset_locks(self) -> None:
-        #: One transaction of a connection at a time: the base protocol knows no more.
-        self._commit_lock = threading.Lock()
+        #: One transaction of a connection at a time: the base protocol knows no more. Whose turn it is:
+        self._turn: Any = None
+        self._turns = threading.Lock()
+        self._turn_over = threading.Condition(self._turns)
         self._commits: dict[int, Commit] = {}
         self._oid_lock = threading.Lock()
         self._oids: list[bytes] = []
@@ -150,6 +160,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def close(self) -> None:
         """Close the connection and end the threads. Calls that are under way raise Disconnected."""
         self._link.close()
+        with self._turns:
+            self._turn_over.notify_all()
 
     def registerDB(self, db: Any) -> None:
         super().registerDB(db)
@@ -187,8 +199,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """The number of objects: asked of the server, or as last heard while there is none."""
-        with contextlib.suppress(Disconnected):
-            self._info.update(self._read("get_info"))
+        if self.is_connected():
+            with contextlib.suppress(Disconnected):
+                self._info.update(self._read("get_info"))
         return int(self._info["length"])
 
     def __bool__(self) -> bool:
@@ -215,17 +228,22 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     # Reading --------------------------------------------------------------------------------------
 
     def _read(self, name: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """A call that may be repeated: when the connection is lost, it is made again on the next one."""
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        """A call that may be repeated."""
+        return self._repeatedly(lambda channel, left_s: channel.call(name, args, left_s), timeout_s)
+
+    def _repeatedly(self, read: Callable[[Channel, float], Any], timeout_s: float | None = None) -> Any:
+        """Do *read* on the connection, with the time that is left; when it is lost, again on the next one."""
+        left_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline_s = time.monotonic() + left_s
         while True:
-            left_s = max(0.0, deadline_s - time.monotonic())
             channel = self._link.channel(left_s)
             try:
-                return channel.call(name, args, left_s)
+                return read(channel, left_s)
             except TimedOut:
                 raise
             except Disconnected:
-                if self._link.state is State.CLOSED:
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or self._link.closed:
                     raise
 
     def lastTransaction(self) -> bytes:
@@ -247,8 +265,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             except TimedOut:
                 raise
             except Disconnected:
-                timeout_s = max(0.0, deadline_s - time.monotonic())
-                if self._link.state is State.CLOSED:
+                timeout_s = deadline_s - time.monotonic()
+                if timeout_s <= 0 or self._link.closed:
                     raise
             else:
                 return revision
@@ -266,13 +284,13 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         missing = [oid for oid in oids if view.lookup(oid, tid) is None]
         for start in range(0, len(missing), limits.PREFETCH_WINDOW):
             window = missing[start : start + limits.PREFETCH_WINDOW]
-            mark = view.mark
-            self._link.channel(self._timeout_s).call_all(
-                "loadBefore",
-                [(oid, tid) for oid in window],
-                self._timeout_s,
-                [partial(view.loaded, oid, mark) for oid in window],
-            )
+
+            def load(channel: Channel, left_s: float, window: list[bytes] = window) -> None:
+                mark = view.mark
+                hooks = [partial(view.loaded, oid, mark) for oid in window]
+                channel.call_all("loadBefore", [(oid, tid) for oid in window], left_s, hooks)
+
+            self._repeatedly(load)
 
     def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
         data: bytes = self._read("loadSerial", oid, serial)
@@ -316,9 +334,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         with self._oid_lock:
             if not self._oids or self._oids_of != self._link.generation:
                 # Oids of an earlier connection are dropped: that server may have been another.
-                self._oids = list(self._read("new_oids", 100))
-                self._oids_of = self._link.generation
-                self._oids.reverse()
+                generation = self._link.generation
+                oids = self._read("new_oids", 100)
+                if not oids or not OIDS.test(oids):
+                    raise ServerError("the server gave no object ids")
+                self._oids = list(reversed(oids))
+                self._oids_of = generation
             return self._oids.pop()
 
     def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = " ") -> None:
@@ -326,15 +347,20 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise ReadOnlyError()
         if id(transaction) in self._commits:
             raise StorageTransactionError("Duplicate tpc_begin calls for same transaction")
-        if not self._commit_lock.acquire(timeout=self._timeout_s):
-            raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
+        with self._turns:
+            self._turn_over.wait_for(lambda: self._turn is None or self._link.closed, self._timeout_s)
+            if self._link.closed:
+                raise Disconnected("the storage is closed")
+            if self._turn is not None:
+                raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
+            self._turn = transaction
         try:
             channel = self._link.channel(self._timeout_s)
             commit = Commit(transaction, next(self._numbers), channel, self._timeout_s)
             commit.begin(transaction.user, transaction.description, dict(transaction.extension), tid, status)
             self._commits[id(transaction)] = commit
         except BaseException:
-            self._commit_lock.release()
+            self._end(transaction)
             raise
 
     def _committing(self, transaction: Any) -> Commit:
@@ -346,8 +372,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return commit
 
     def _end(self, transaction: Any) -> None:
-        if self._commits.pop(id(transaction), None) is not None:
-            self._commit_lock.release()
+        with self._turns:
+            if self._turn is transaction:
+                self._turn = None
+                self._turn_over.notify()
+        self._commits.pop(id(transaction), None)
 
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
         commit = self._committing(transaction)
@@ -400,11 +429,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def tpc_abort(self, transaction: Any) -> None:
         commit = self._commits.get(id(transaction))
-        if commit is not None:
-            try:
+        try:
+            if commit is not None:
                 commit.abort()
-            finally:
-                self._end(transaction)
+        finally:
+            self._end(transaction)
 
     def copyTransactionsFrom(self, other: Any, verbose: int = 0) -> None:
         """Copy every transaction of another storage into this one, with their tids."""

@@ -1,4 +1,4 @@
-"""A connected socket as a stream of bytes with deadlines. Owns how a thread waits for the network.
+"""A socket, connected, as a stream of bytes with deadlines. Owns how a thread waits for the network.
 
 Reading has two ways to wait. The short one is a receive that blocks in the kernel, with the socket's own
 time-out as a tick after which the deadline is looked at: one system call for a reply. The long one asks
@@ -14,6 +14,7 @@ import sys
 import time
 
 from zeoid import limits
+from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import TimedOut
 
 _monotonic = time.monotonic
@@ -85,3 +86,24 @@ class Stream:
 
 #: Python's own receive. A library that replaces sockets (gevent) brings another.
 _SOCKET_RECEIVE = super(socket.socket, socket.socket).recv
+
+
+def connect(address: Address, timeout_s: float) -> socket.socket:
+    """A socket connected to *address* within *timeout_s*, that notices a peer which vanishes. OSError."""
+    if isinstance(address, UnixAddress):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(address.path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    assert isinstance(address, TcpAddress)
+    sock = socket.create_connection((address.host, address.port), timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if user_timeout is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, user_timeout, limits.UNACKNOWLEDGED_MS)
+    return sock

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from zeoid import limits
+from zeoid.errors import ServerError
 from zeoid.model import NO_TID, Revision
 from zeoid.ports import ObjectCache
 
@@ -58,7 +59,14 @@ class View:
         """A reply to a load arrived."""
         if reply is None:
             return None
-        data, start, end = reply
+        try:
+            data, start, end = reply
+            sound = type(data) is type(start) is bytes and len(start) == 8
+            sound = sound and (end is None or (len(end) == 8 and start < end))
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise ServerError("the server answered a load with what is no revision")
         with self._lock:  # a new connection may be catching up while the old one's last replies come in
             if end is None and mark != self.mark:
                 known, end = self._ended_since(mark, oid, start)
@@ -123,7 +131,7 @@ class View:
             if self.listener is not None:
                 self.listener.invalidate(tid, written)
             self._forget_recent()
-            self._last = tid
+            self._last = max(self._last, tid)
 
     def start_over(self, tid: bytes) -> None:
         """So much was missed up to *tid* that nothing current can be kept."""
@@ -132,12 +140,12 @@ class View:
             if self.listener is not None:
                 self.listener.invalidateCache()
             self._forget_recent()
-            self._last = tid
+            self._last = max(self._last, tid)
 
     def begin(self, tid: bytes) -> None:
         """The first connection: nothing is known, nothing can be stale."""
         with self._lock:
-            self._last = tid
+            self._last = max(self._last, tid)
 
     def _forget_recent(self) -> None:
         # No load survives a change of connections, so no mark from before is ever used again.

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import ZConfig
+from ZConfig.datatypes import SocketBindingAddress
+from ZODB.config import FileStorage
 
 from zeoid import limits
 from zeoid.addresses import DEFAULT_PORT, Address, TcpAddress, UnixAddress
-from zeoid.engines.opening import open_filestorage, open_memory, open_storage
+from zeoid.engines.opening import check_data_file, open_filestorage, open_memory, open_storage
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Engine
 
@@ -69,14 +71,14 @@ def read_configuration(path: str) -> ServingOptions:
         raise ConfigurationError(f"{path}: a component that it imports is not installed: {problem}") from None
     zeo = config.zeo
     return ServingOptions(
-        addresses=(_address(zeo.address),),
+        addresses=(zeo.address,),
         storages=_storages(path, config.storages),
         read_only=zeo.read_only,
         offer="M5" if zeo.msgpack else "Z5",
         transaction_timeout_s=zeo.transaction_timeout,
         invalidation_log_transactions=zeo.invalidation_queue_size,
         pid_file=Path(zeo.pid_filename) if zeo.pid_filename else None,
-        start_log=config.eventlog,
+        start_log=_log_starter(path, config.eventlog),
     )
 
 
@@ -90,14 +92,48 @@ def _one_line(problem: ZConfig.ConfigurationError) -> str:
     return f"line {line}: {text}" if line else text
 
 
-def _address(parsed: Any) -> Address:
-    value = parsed.address
+# The data types of the schema: a ValueError is told with file and line.
+
+
+def listening_address(text: str) -> Address:
+    """`host:port`, a port, or the path of a unix socket, as ZEO takes it."""
+    value = SocketBindingAddress(text).address
     if isinstance(value, str):
         return UnixAddress(value)
     host, port = value
     if port is None:
-        raise ConfigurationError("the address of <zeo> has no port")
+        raise ValueError(f"the address {text!r} has no port")
     return TcpAddress(host or "", port)
+
+
+def seconds(text: str) -> float:
+    """A time that can pass."""
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise ValueError(f"{text!r} is no time in seconds")
+    return value
+
+
+def number(text: str) -> int:
+    """How many there may be."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(f"{text!r} is negative")
+    return value
+
+
+def _log_starter(path: str, eventlog: Callable[[], Any] | None) -> Callable[[], None] | None:
+    if eventlog is None:
+        return None
+
+    def start() -> None:
+        try:
+            eventlog()
+        except OSError as problem:
+            why = f"can't write the log {problem.filename}: {problem.strerror}"
+            raise ConfigurationError(f"{path}: {why}") from None
+
+    return start
 
 
 def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engine]]:
@@ -107,6 +143,12 @@ def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engi
         raise ConfigurationError(f"{path}: two storages are named {twice!r} (the default name is '1')")
 
     def opener(name: str, section: Any) -> Callable[[], Engine]:
-        return lambda: open_storage(f"storage {name!r} of {path}", section.open)
+        return lambda: open_storage(f"storage {name!r} of {path}", lambda: _open_section(section))
 
     return {name: opener(name, section) for name, section in zip(names, sections, strict=True)}
+
+
+def _open_section(section: Any) -> Any:
+    if type(section) is FileStorage and not section.config.create:
+        check_data_file(Path(section.config.path), section.config.read_only)
+    return section.open()

@@ -8,6 +8,7 @@ FileStorage: a record that refers to another one's data, or a file object withou
 """
 
 import os
+from collections.abc import Iterator
 from struct import Struct
 from typing import Any
 
@@ -15,6 +16,7 @@ from ZODB.POSException import POSKeyError
 
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import Revision
+from zeoid.ports import TransactionRecord
 
 #: oid, tid, position of the previous record, position of its transaction, (unused), length of the data
 _HEADER = Struct(">8s8sQQHQ")
@@ -29,6 +31,14 @@ class FileStorageEngine(StorageEngine):
         super().__init__(storage)
         self._lock = storage._lock
         self._has_pread = hasattr(os, "pread")
+
+    def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
+        try:
+            return super().iterate(start, stop)
+        except (ValueError, AttributeError):
+            # It looked for *start* from the end of the file, where a transaction was half written.
+            with self._lock:
+                return super().iterate(start, stop)
 
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
         if not self._has_pread:

@@ -25,8 +25,8 @@ def open_filestorage(path: str | os.PathLike[str], *, read_only: bool = False) -
     return open_storage(str(file), lambda: _open_file(file, read_only))
 
 
-def _check(path: Path, read_only: bool) -> None:
-    """ConfigurationError if FileStorage would say it badly, or would not say it."""
+def check_data_file(path: Path, read_only: bool) -> None:
+    """ConfigurationError where FileStorage would say what is wrong badly, or would not say it."""
     if path.is_dir():
         raise ConfigurationError(f"{path} is a directory; name the data file, such as {path / 'Data.fs'}")
     if not path.parent.is_dir():
@@ -51,7 +51,7 @@ def _refuse_interrupted_pack(path: Path) -> None:
 
 
 def _open_file(path: Path, read_only: bool) -> Any:
-    _check(path, read_only)
+    check_data_file(path, read_only)
     storage = FileStorage.__new__(FileStorage)
     try:
         storage.__init__(str(path), read_only=read_only)

@@ -48,6 +48,7 @@ class StorageEngine:
         self.name: str = storage.getName()
         self.read_only: bool = bool(storage.isReadOnly())
         self.supports_undo = bool(getattr(storage, "supportsUndo", bool)())
+        self.has_blobs: bool = IBlobStorage.providedBy(storage)
         self.supports_record_iteration = hasattr(storage, "record_iternext")
         self.interfaces: tuple[tuple[str, str], ...] = tuple(
             (interface.__module__, interface.__name__)

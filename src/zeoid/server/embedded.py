@@ -21,7 +21,7 @@ class RunningServer:
         self._problem: BaseException | None = None
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server = StorageServer({name: _engine(given) for name, given in storages.items()}, **options)
+        self._server = _server(storages, options)
         self._thread = threading.Thread(
             target=self._run, args=(address,), name=f"zeoid server {address}", daemon=True
         )
@@ -59,6 +59,18 @@ class RunningServer:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _server(storages: Mapping[str, Any], options: dict[str, Any]) -> StorageServer:
+    engines: dict[str, Engine] = {}
+    try:
+        for name, given in storages.items():
+            engines[name] = _engine(given)
+        return StorageServer(engines, **options)
+    except BaseException:
+        for engine in engines.values():
+            engine.close()
+        raise
 
 
 def _engine(given: Any) -> Engine:

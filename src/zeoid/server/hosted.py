@@ -285,6 +285,11 @@ class Hosted:
             client.tell("info", size)
 
     @property
+    def busy(self) -> bool:
+        """Whether the engine is doing something in a thread whose end must not be missed."""
+        return self._in_thread > 0 and not self._failed
+
+    @property
     def packing(self) -> bool:
         return self._packing
 

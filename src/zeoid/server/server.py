@@ -108,6 +108,8 @@ class _Transport(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+            # A peer that reads nothing must not keep what it was sent for ever.
+            asyncio.get_running_loop().call_later(limits.STOP_TIMEOUT_S, self._transport.abort)
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -189,7 +191,7 @@ class StorageServer:
                 for name in names[1:]:
                     log.info("listening on %s", TcpAddress(name[0], name[1]))
                 bound = TcpAddress(names[0][0], names[0][1])
-        except OSError as problem:
+        except (OSError, UnicodeError) as problem:  # the latter for a name that can't be looked up
             raise ConfigurationError(f"can't listen on {address}: {_why(problem)}") from None
         self._listeners.append(server)
         self.addresses.append(bound)
@@ -230,7 +232,10 @@ class StorageServer:
         while True:
             await asyncio.sleep(limits.TICK_S)
             for hosted in self.storages.values():
-                hosted.tick()
+                try:
+                    hosted.tick()
+                except Exception:
+                    log.exception("storage %r: a fault in the server", hosted.name)
 
     async def _close(self) -> None:
         for listener in self._listeners:
@@ -247,10 +252,13 @@ class StorageServer:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
-        self._closed = True
         for hosted in self.storages.values():
             if hosted.packing:
                 log.warning("waiting for the pack of storage %r to end: it can't be interrupted", hosted.name)
+        # The loop goes on meanwhile: a pack may wait for a transaction that has yet to be abandoned.
+        while any(hosted.packing or hosted.busy for hosted in self.storages.values()):
+            await asyncio.sleep(0.01)
+        self._closed = True
         for thread in self._threads:
             thread.shutdown(wait=True)
         for hosted in self.storages.values():
@@ -329,8 +337,9 @@ async def _hosts(address: TcpAddress) -> list[str] | None:
     return hosts if address.port else hosts[:1]
 
 
-def _why(problem: OSError) -> str:
-    return os.strerror(problem.errno).lower() if problem.errno and problem.errno > 0 else str(problem)
+def _why(problem: OSError | UnicodeError) -> str:
+    number = getattr(problem, "errno", None)
+    return os.strerror(number).lower() if number and number > 0 else str(problem)
 
 
 def open_event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -363,11 +372,11 @@ def serve_forever(
         try:
             for address in addresses:
                 await server.listen(address)
+            on_ready(asyncio.get_running_loop())
         except BaseException:
             server._failure = ""
             await server._close()
             raise
-        on_ready(asyncio.get_running_loop())
         await server.run()
 
     with asyncio.Runner(loop_factory=open_event_loop()) as runner:

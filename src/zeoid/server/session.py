@@ -20,7 +20,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError, StorageTransactionError, UndoError
+from ZODB.POSException import (
+    ConflictError,
+    POSKeyError,
+    ReadOnlyError,
+    StorageError,
+    StorageTransactionError,
+    UndoError,
+)
 
 from zeoid import limits
 from zeoid.commit.transactions import Transaction
@@ -166,7 +173,7 @@ class Session:
         elif isinstance(problem, InvalidCall) and not one_way:
             log.warning("%s: %s", self.label, problem)
         if not one_way:
-            self._write(self._connection.fault(message_id, problem))
+            self._fault(message_id, problem)
         else:
             self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
 
@@ -235,8 +242,13 @@ class Session:
 
     def _pack(self, message_id: MessageId, one_way: bool, pack: Pack) -> None:
         hosted = self.hosted
-        if hosted.packing:
-            self._failed(message_id, one_way, "pack", (), InvalidCall("a pack of this storage is under way"))
+        refusal: Exception | None = None
+        if self.read_only or hosted.read_only:
+            refusal = ReadOnlyError()
+        elif hosted.packing:
+            refusal = StorageError("a pack of this storage is under way")
+        if refusal is not None:
+            self._failed(message_id, one_way, "pack", (), refusal)
             return
         log.info("%s packs storage %r", self.label, hosted.name)
         answer_later = pack.wait and not one_way
@@ -248,7 +260,7 @@ class Session:
                 log.error("%s could not pack storage %r: %s", self.label, hosted.name, problem)
             if answer_later and not self._closed:
                 if isinstance(problem, Exception):
-                    self._write(self._connection.fault(message_id, problem))
+                    self._fault(message_id, problem)
                 else:
                     self._reply(message_id, "pack", None)
 
@@ -287,7 +299,18 @@ class Session:
         except UnsendableValue as problem:
             self._failed(message_id, False, name, (), InvalidCall(f"{name}: {problem}"))
         else:
-            self._write(data)
+            if len(data) > limits.FRAME_BYTES:
+                too_large = StorageError(f"{name}: a reply of {len(data):,} bytes is too large to be sent")
+                self._failed(message_id, False, name, (), too_large)
+            else:
+                self._write(data)
+
+    def _fault(self, message_id: MessageId, problem: Exception) -> None:
+        try:
+            data = self._connection.fault(message_id, problem)
+        except UnsendableValue:
+            data = self._connection.fault(message_id, StorageError(ascii(problem)))
+        self._write(data)
 
     def _write(self, data: bytes) -> None:
         if self._gathered is None:

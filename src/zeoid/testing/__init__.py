@@ -20,6 +20,6 @@ what a network does once in a million times, a test does every time:
 To test an application against a real server, use `zeoid.serve(None)`, which keeps its data in memory.
 """
 
-from zeoid.testing.scripted import Call, ScriptedConnection, ScriptedServer
+from zeoid.testing.scripted import INFO, Call, ScriptedConnection, ScriptedServer
 
-__all__ = ["Call", "ScriptedConnection", "ScriptedServer"]
+__all__ = ["INFO", "Call", "ScriptedConnection", "ScriptedServer"]

@@ -1,0 +1,301 @@
+"""Clients and a server without sockets, threads or time: what a test says happens, and nothing else does.
+
+A `MemoryHouse` has storages, a clock that the test moves and threads that the test runs. A `Peer` is a client
+at the other end of a session: it keeps what the server wrote, in order. Must not know what the tests expect.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zeoid.engines.opening import open_memory
+from zeoid.model import MAX_TID, NO_TID
+from zeoid.ports import Engine
+from zeoid.server.hosted import Done, Hosted
+from zeoid.server.session import Session
+from zeoid.wire import faults
+from zeoid.wire.codec import FAULT
+from zeoid.wire.connection import ClientConnection
+
+NOON = 1_700_000_000.0
+
+
+class FakeClock:
+    """Time as the test wants it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def time(self) -> float:
+        return NOON + self.now_s
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+class Threads:
+    """Work that would be done in a thread: begun and landed when the test says so."""
+
+    def __init__(self) -> None:
+        self._begun: deque[Done] = deque()
+        self._results: deque[tuple[Any, BaseException | None]] = deque()
+        self._waiting: deque[tuple[Callable[[], Any], Done]] = deque()
+
+    def submit(self, work: Callable[[], Any], done: Done) -> None:
+        self._waiting.append((work, done))
+
+    def work(self) -> None:
+        """Do the next work; what is to happen on the loop afterwards does not happen yet."""
+        work, done = self._waiting.popleft()
+        try:
+            self._results.append((work(), None))
+        except Exception as problem:
+            self._results.append((None, problem))
+        self._begun.append(done)
+
+    def land(self) -> None:
+        """Hand the oldest result to whom it is for."""
+        self._begun.popleft()(*self._results.popleft())
+
+    def run(self) -> None:
+        """Do the next work, and hand over its result."""
+        self.work()
+        self.land()
+
+    def run_all(self) -> None:
+        while self._waiting:
+            self.run()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class MemoryWire:
+    """Where a session writes: keeps it until the peer reads."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+        #: Raised by the next write, as by a connection that has just broken.
+        self.problem: Exception | None = None
+        #: Called by the next write: a connection may break at that moment.
+        self.on_write: Callable[[], None] | None = None
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed, "nothing is written to a connection that is closed"
+        if self.problem is not None:
+            raise self.problem
+        self.writes.append(data)
+        if self.on_write is not None:
+            on_write, self.on_write = self.on_write, None
+            on_write()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def take(self) -> bytes:
+        data = b"".join(self.writes)
+        self.writes.clear()
+        return data
+
+
+class MemoryHouse:
+    """A server without a network."""
+
+    def __init__(self, engines: Mapping[str, Engine] | None = None, **options: Any) -> None:
+        self.clock = FakeClock()
+        self.slow = Threads()
+        self.commit = Threads()
+        self.packs = Threads()
+        self.fatal: list[str] = []
+        self.peers: list[Peer] = []
+        self.engines = dict(engines or {"1": open_memory()})
+        self.storages = {
+            name: Hosted(name, engine, self.clock, self.commit.submit, self.fatal.append, **options)
+            for name, engine in self.engines.items()
+        }
+
+    def run_slow(self, work: Callable[[], Any], done: Done) -> None:
+        self.slow.submit(work, done)
+
+    def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None:
+        hosted.pack_begins()
+
+        def landed(_: Any, problem: BaseException | None) -> None:
+            hosted.pack_ended()
+            done(problem)
+
+        self.packs.submit(lambda: hosted.engine.pack(time), landed)
+
+    def later(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+        for hosted in self.storages.values():
+            hosted.tick()
+
+    @property
+    def hosted(self) -> Hosted:
+        return self.storages["1"]
+
+    def peer(self, **options: Any) -> Peer:
+        """A client that is registered."""
+        return Peer(self, **options).register()
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.disconnect()
+        for engine in self.engines.values():
+            engine.close()
+
+
+@dataclass(eq=False)
+class Call:
+    """A call and its answer, once it is there."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    answered: bool = False
+    value: Any = None
+    problem: Exception | None = None
+
+    @property
+    def result(self) -> Any:
+        assert self.answered, f"{self.name} has no answer yet"
+        if self.problem is not None:
+            raise self.problem
+        return self.value
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the server said: the answer to a call with these args, or a one-way call of its own."""
+
+    kind: str
+    name: str
+    value: Any = None
+    args: tuple[Any, ...] = ()
+
+
+class Peer:
+    """A client of the server in memory."""
+
+    def __init__(
+        self, house: MemoryHouse, *, name: str = "peer", coding: str = "M5", offer: str = "Z5"
+    ) -> None:
+        self.house = house
+        house.peers.append(self)
+        self.wire = MemoryWire()
+        self.connection = ClientConnection(coding)
+        self.events: list[Event] = []
+        self.session = Session(house, self.wire, name, offer=offer)
+        self.read()
+        self.send(self.connection.take_answer())
+
+    # What it says ---------------------------------------------------------------------------------
+
+    def register(self, storage: str = "1", read_only: bool = False) -> Peer:
+        self.ask("register", storage, read_only)
+        return self
+
+    def send(self, data: bytes) -> None:
+        self.session.receive(data)
+
+    def start(self, name: str, *args: Any) -> Call:
+        """Call the server; the answer may come later."""
+        call = Call(name, args)
+        self.send(self.connection.call(call, name, args))
+        self.read()
+        return call
+
+    def ask(self, name: str, *args: Any) -> Any:
+        """Call the server and return its answer, which must come at once."""
+        return self.start(name, *args).result
+
+    def one_way(self, name: str, *args: Any) -> None:
+        self.send(self.connection.one_way(name, args))
+
+    def calls(self, *named: tuple[Any, ...]) -> list[Call]:
+        """Several calls in one segment."""
+        calls = [Call(name, tuple(args)) for name, *args in named]
+        self.send(b"".join(self.connection.call(call, call.name, call.args) for call in calls))
+        self.read()
+        return calls
+
+    # What it hears --------------------------------------------------------------------------------
+
+    def read(self) -> list[Event]:
+        """What the server has written since the last time."""
+        new = [
+            self._event(slot, flag, name, args)
+            for slot, flag, name, args in self.connection.receive(self.wire.take())
+        ]
+        self.events += new
+        return new
+
+    @staticmethod
+    def _event(call: Call | None, flag: int, name: str, args: Any) -> Event:
+        if call is None:
+            return Event("call", name, args)
+        assert not call.answered, f"{call.name} was answered twice"
+        call.answered = True
+        if flag == FAULT:
+            call.problem = faults.rebuild(args)
+            return Event("error", call.name, call.problem, call.args)
+        call.value = args
+        return Event("reply", call.name, args, call.args)
+
+    def told(self) -> list[tuple[bytes, tuple[bytes, ...]]]:
+        """All invalidations so far: (tid, oids)."""
+        self.read()
+        return [
+            (event.value[0], tuple(event.value[1]))
+            for event in self.events
+            if event.name == "invalidateTransaction"
+        ]
+
+    # Transactions ---------------------------------------------------------------------------------
+
+    def begin(self, id: Any = 1, *, tid: bytes | None = None) -> None:
+        self.one_way("tpc_begin", id, b"user", b"description", {}, tid, " ")
+
+    def store(self, oid: bytes, data: bytes = b"data", *, serial: bytes | None = None, id: Any = 1) -> None:
+        """Write *oid*, by default as the successor of what is current."""
+        self.one_way("storea", oid, self.serial(oid) if serial is None else serial, data, id)
+
+    def serial(self, oid: bytes) -> bytes:
+        try:
+            revision = self.session.hosted.engine.load_before(oid, MAX_TID)
+        except KeyError:
+            return NO_TID
+        return NO_TID if revision is None else revision[1]
+
+    def prepare(self, *oids: bytes, data: bytes = b"data", id: Any = 1) -> Call:
+        """Begin, store and vote."""
+        self.begin(id)
+        for oid in oids:
+            self.store(oid, data, id=id)
+        return self.start("vote", id)
+
+    def commit(self, *oids: bytes, data: bytes = b"data", id: Any = 1) -> bytes:
+        assert not self.prepare(*oids, data=data, id=id).result
+        tid: bytes = self.ask("tpc_finish", id)
+        return tid
+
+    # The end --------------------------------------------------------------------------------------
+
+    @property
+    def dropped(self) -> bool:
+        """The server has closed the connection."""
+        return self.wire.closed
+
+    def disconnect(self) -> None:
+        self.session.lost("")
+
+
+def in_order(events: list[Event]) -> Iterator[str]:
+    """Events as words, without the sizes that servers tell now and then."""
+    for event in events:
+        if event.name != "info":
+            yield f"{event.kind} {event.name}"

@@ -1,0 +1,843 @@
+"""One session: its handshake, who may call what and when, what it answers, and what it writes to the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ZODB.POSException import POSKeyError, ReadOnlyError, StorageError, StorageTransactionError
+from ZODB.utils import p64
+
+from tests.server.inmemory import Call, MemoryHouse, MemoryWire, Peer, in_order
+from zeoid import limits
+from zeoid.engines.opening import open_memory
+from zeoid.engines.storage import StorageEngine
+from zeoid.errors import ServerError
+from zeoid.model import MAX_TID, NO_TID
+from zeoid.server.session import Session
+from zeoid.wire.codec import codec_for
+from zeoid.wire.frames import frame
+from zeoid.wire.messages import SERVER_METHODS, Phase
+
+A, B = p64(1), p64(2)
+REGISTERED = [name for name, method in SERVER_METHODS.items() if method.phase is Phase.REGISTERED]
+STATUS_KEYS = {
+    "aborts", "active_txns", "commits", "conflicts", "conflicts_resolved", "connections", "last-transaction",
+    "loads", "lock_time", "start", "stores", "timeout-thread-is-alive", "waiting",
+}  # fmt: skip
+
+codings = pytest.mark.parametrize("coding", ["M5", "Z5"])
+
+
+@pytest.fixture(autouse=True)
+def whole_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "zeoid.server")
+
+
+def log_lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    for record in caplog.records:
+        assert record.exc_info is None, "an expected error leaves no traceback"
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+def refuses(call: Call, *words: str) -> None:
+    """The call was answered with a TypeError, which is what stock clients know, saying *words*."""
+    with pytest.raises(TypeError) as caught:
+        _ = call.result
+    for word in words:
+        assert word in str(caught.value)
+
+
+# The handshake --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offer", ["M5", "Z5"])
+def test_the_server_speaks_first(house: MemoryHouse, offer: str) -> None:
+    wire = MemoryWire()
+    Session(house, wire, "peer", offer=offer)
+    assert wire.take() == frame(offer.encode())
+
+
+@pytest.mark.parametrize("offer", ["M5", "Z5"])
+@codings
+def test_either_coding_is_accepted_as_the_answer(house: MemoryHouse, offer: str, coding: str) -> None:
+    peer = Peer(house, coding=coding, offer=offer)
+    assert peer.register().ask("lastTransaction") == NO_TID
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"M4", b"Z3101", b"M55", b"X5", b"\0\0", b"GET / HTTP/1.1\r\n\r\n", b"ruok "], ids=repr
+)
+def test_an_answer_in_another_protocol(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, answer: bytes
+) -> None:
+    wire = MemoryWire()
+    session = Session(house, wire, "peer")
+    session.receive(frame(answer))
+    assert wire.closed
+    (line,) = log_lines(caplog)
+    assert line.startswith("peer dropped: protocol ")
+    assert repr(answer) in line
+
+
+def test_the_handshake_byte_by_byte(house: MemoryHouse) -> None:
+    wire = MemoryWire()
+    session = Session(house, wire, "peer")
+    codec = codec_for(b"M5")
+    stream = frame(b"M5") + frame(codec.encode(1, 0, "register", ("1", False)))
+    stream += frame(codec.encode(2, 0, "lastTransaction", ()))
+    for position in range(len(stream)):
+        session.receive(stream[position : position + 1])
+    replies = frame(codec.encode(1, 0, ".reply", NO_TID)) + frame(codec.encode(2, 0, ".reply", NO_TID))
+    assert wire.take() == frame(b"Z5") + replies
+
+
+def test_the_handshake_and_the_first_calls_in_one_segment(house: MemoryHouse) -> None:
+    wire = MemoryWire()
+    session = Session(house, wire, "peer")
+    codec = codec_for(b"Z5")
+    calls = [("register", ("1", False)), ("ping", ()), ("lastTransaction", ())]
+    messages = [codec.encode(number, 0, name, args) for number, (name, args) in enumerate(calls)]
+    session.receive(frame(b"Z5") + b"".join(map(frame, messages)))
+    assert len(wire.writes) == 2  # the offer, and all replies at once
+
+
+def test_a_large_message_before_register_is_refused_by_its_length(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer(house)
+    peer.send((limits.HANDSHAKE_FRAME_BYTES + 1).to_bytes(4, "big"))
+    assert peer.dropped
+    assert "65,537 bytes; the limit is 65,536" in log_lines(caplog)[0]
+
+
+def test_a_large_message_after_register(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.commit(A, data=b"x" * (limits.HANDSHAKE_FRAME_BYTES * 2))
+    assert len(peer.ask("loadBefore", A, MAX_TID)[0]) == limits.HANDSHAKE_FRAME_BYTES * 2
+
+
+def test_a_heartbeat_is_not_answered(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.send(peer.connection.heartbeat())
+    assert peer.read() == []
+    assert not peer.dropped
+
+
+def test_a_reply_to_nothing_ends_the_connection(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = house.peer()
+    peer.send(frame(codec_for(b"M5").encode(7, 0, ".reply", None)))
+    assert peer.dropped
+    assert log_lines(caplog) == ["peer dropped: a reply to a call that was never made"]
+
+
+@codings
+def test_a_message_that_cant_be_decoded_ends_the_connection(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, coding: str
+) -> None:
+    peer = Peer(house, coding=coding).register()
+    assert peer.ask("ping") is None
+    peer.send(frame(b"\xc1 is neither a pickle nor msgpack"))
+    assert peer.dropped
+    (line,) = log_lines(caplog)
+    assert line.startswith("peer dropped: ")
+
+
+# ruok -----------------------------------------------------------------------------------------------------
+
+
+def test_ruok_tells_the_status_of_every_storage_and_hangs_up(
+    make_house: Callable[..., MemoryHouse], caplog: pytest.LogCaptureFixture
+) -> None:
+    house = make_house({"1": open_memory(), "other": open_memory()})
+    house.peer().commit(A)
+    wire = MemoryWire()
+    session = Session(house, wire, "peer")
+    wire.take()
+    caplog.clear()
+    session.receive(frame(b"ruok"))
+    data = wire.take()
+    assert int.from_bytes(data[:4], "big") == len(data) - 4
+    status = json.loads(data[4:])
+    assert set(status) == {"1", "other"}
+    assert set(status["1"]) == set(status["other"]) == STATUS_KEYS
+    assert (status["1"]["commits"], status["other"]["commits"]) == (1, 0)
+    assert wire.closed
+    assert log_lines(caplog, logging.INFO) == []  # monitors ask every few seconds
+
+
+def test_what_follows_ruok_is_not_read(house: MemoryHouse) -> None:
+    wire = MemoryWire()
+    session = Session(house, wire, "peer")
+    session.receive(frame(b"ruok"))
+    wire.take()
+    session.receive(frame(b"ruok"))
+    assert wire.take() == b""
+
+
+# Register -------------------------------------------------------------------------------------------------
+
+
+def test_register_tells_the_last_tid(house: MemoryHouse) -> None:
+    tid = house.peer().commit(A)
+    assert Peer(house).ask("register", "1", False) == tid
+
+
+@codings
+@pytest.mark.parametrize("name", ["1", b"1"])
+def test_the_name_of_a_storage_may_be_text_or_bytes(house: MemoryHouse, coding: str, name: Any) -> None:
+    assert Peer(house, coding=coding).ask("register", name, 0) == NO_TID
+
+
+def test_an_unknown_storage(make_house: Callable[..., MemoryHouse], caplog: pytest.LogCaptureFixture) -> None:
+    house = make_house({"1": open_memory(), "zoo": open_memory()})
+    peer = Peer(house)
+    refuses(peer.start("register", "nosuch", False), "unknown storage: 'nosuch'", "'1', 'zoo'")
+    assert log_lines(caplog) == ["peer: unknown storage: 'nosuch'; this server has '1', 'zoo'"]
+    assert peer.ask("register", "zoo", False) == NO_TID  # it may try another one
+
+
+def test_a_storage_with_an_endless_name_full_of_line_breaks(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuses(Peer(house).start("register", "a\n" * 10_000, False), "unknown storage")
+    (line,) = log_lines(caplog)
+    assert len(line) < 400
+    assert "\n" not in line
+
+
+def test_a_server_that_is_read_only_has_no_writers(make_house: Callable[..., MemoryHouse]) -> None:
+    house = make_house(read_only=True)
+    peer = Peer(house)
+    with pytest.raises(ReadOnlyError):
+        peer.ask("register", "1", False)
+    assert peer.ask("register", "1", True) == NO_TID
+
+
+def test_who_registered_is_in_the_log(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    Peer(house, coding="Z5").register(read_only=True)
+    assert log_lines(caplog, logging.INFO) == ["peer connected to storage '1' read-only, protocol Z5"]
+
+
+# Who may call what, and when ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_before_register_nothing_else_may_be_called(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    peer = Peer(house)
+    refuses(peer.start(name), f"{name} can't be called before register")
+    assert log_lines(caplog) == [f"peer: {name} can't be called before register"]
+    assert peer.ask("register", "1", False) == NO_TID
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_before_register_a_one_way_call_ends_the_connection(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    peer = Peer(house)
+    peer.one_way(name)
+    assert peer.dropped
+    (line,) = log_lines(caplog)
+    assert line == f"peer dropped: {name} can't be called before register"
+    assert house.hosted.transactions.active == 0
+
+
+def test_register_is_called_once(house: MemoryHouse) -> None:
+    peer = house.peer()
+    refuses(peer.start("register", "1", False), "register can't be called after register")
+    assert peer.ask("ping") is None
+
+
+def test_a_method_that_does_not_exist(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = house.peer()
+    refuses(peer.start("shutdown"), "there is no method 'shutdown'")
+    assert log_lines(caplog) == ["peer: there is no method 'shutdown'"]
+    assert peer.ask("ping") is None
+
+
+@pytest.mark.parametrize("name", ["__class__", "drop", "_end", "zeoVerify", "storeBlobStart", ""])
+def test_nothing_but_the_table_can_be_called(house: MemoryHouse, name: str) -> None:
+    peer = house.peer()
+    refuses(peer.start(name), "there is no method")
+
+
+def test_a_one_way_method_that_does_not_exist(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = house.peer()
+    peer.one_way("shutdown")
+    assert peer.dropped
+    assert log_lines(caplog) == ["peer dropped: there is no method 'shutdown'"]
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+def test_a_method_whose_name_is_endless_and_full_of_line_breaks(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, one_way: bool
+) -> None:
+    peer = house.peer()
+    name = "a\nCRITICAL everything is fine\n" * 1000
+    if one_way:
+        peer.one_way(name)
+    else:
+        peer.start(name)
+    (line,) = log_lines(caplog)
+    assert "\n" not in line
+    assert len(line) < 300
+
+
+@codings
+@pytest.mark.parametrize("name", list(SERVER_METHODS))
+def test_wrong_arguments(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str, coding: str
+) -> None:
+    peer = Peer(house, coding=coding)
+    if name != "register":
+        peer.register()
+    caplog.clear()
+    refuses(peer.start(name, *range(20)), f"{name} takes (", "not 20 arguments")
+    assert len(log_lines(caplog)) == 1
+    assert not peer.dropped
+
+
+ODD_ARGUMENTS: list[Any] = [None, 7, "text", {"a": 1}, {}, [[], {}], ["x" * 65], [None], 1.5, b"bytes"]
+
+
+@codings
+@pytest.mark.parametrize("args", ODD_ARGUMENTS, ids=repr)
+@pytest.mark.parametrize("name", ["storea", "vote", "loadBefore", "tpc_begin"])
+def test_arguments_of_another_shape(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str, coding: str, args: Any
+) -> None:
+    peer = Peer(house, coding=coding).register()
+    call = Call(name)
+    peer.send(peer.connection.call(call, name, args))
+    peer.read()
+    refuses(call, name)
+    assert len(log_lines(caplog)) == 1
+    assert peer.ask("ping") is None
+
+
+@codings
+@pytest.mark.parametrize("args", ODD_ARGUMENTS, ids=repr)
+@pytest.mark.parametrize("name", ["storea", "undoa", "vote", "loadBefore", "tpc_begin"])
+def test_one_way_arguments_of_another_shape_end_the_connection(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str, coding: str, args: Any
+) -> None:
+    peer = Peer(house, coding=coding).register()
+    peer.send(peer.connection.one_way(name, args))
+    assert peer.dropped
+    (line,) = log_lines(caplog)
+    assert line.startswith(f"peer dropped: {name}")
+    assert house.hosted.transactions.active == 0
+
+
+@pytest.mark.parametrize("name", ["vote", "tpc_finish"])
+def test_what_has_an_answer_is_not_called_one_way(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    peer = house.peer()
+    peer.begin()
+    peer.one_way(name, 1)
+    assert peer.dropped
+    assert log_lines(caplog) == [f"peer dropped: {name} was called one-way, but has an answer"]
+    assert house.hosted.transactions.active == 0
+
+
+@pytest.mark.parametrize("name", ["ping", "lastTransaction", "get_info", "history", "undoLog"])
+def test_an_answer_that_nobody_wants_is_not_sent(file_house: MemoryHouse, name: str) -> None:
+    peer = file_house.peer()
+    peer.commit(A)
+    args = (A,) if name == "history" else ()
+    peer.read()
+    peer.one_way(name, *args)
+    file_house.slow.run_all()
+    assert peer.read() == []
+    assert not peer.dropped
+
+
+# One-way operations: what is wrong with them shows at the vote --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("storea", (b"short", NO_TID, b"data")),
+        ("storea", (A, NO_TID, "text")),
+        ("restorea", (A, NO_TID, 7, None)),
+        ("deleteObject", (A, None)),
+        ("checkCurrentSerialInTransaction", (None, NO_TID)),
+        ("undoa", (17,)),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_wrong_operation_fails_the_vote(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, name: str, args: tuple[Any, ...]
+) -> None:
+    peer = house.peer()
+    peer.begin()
+    peer.one_way(name, *args, 1)
+    refuses(peer.start("vote", 1), name)
+    assert len(log_lines(caplog)) == 1
+    assert house.hosted.transactions.active == 0
+    assert peer.commit(A) == house.hosted.visible.tid
+
+
+def test_an_operation_without_a_transaction_fails_the_vote(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.store(A, id=5)
+    with pytest.raises(StorageTransactionError, match="before tpc_begin"):
+        peer.ask("vote", 5)
+
+
+def test_too_many_transactions_end_the_connection(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = house.peer()
+    for id in range(limits.TRANSACTIONS_PER_CONNECTION):
+        peer.begin(id)
+    assert not peer.dropped
+    peer.begin("one more")
+    assert peer.dropped
+    assert log_lines(caplog) == ["peer dropped: more than 64 transactions on one connection"]
+    assert house.hosted.transactions.active == 0
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["operations", "wrong operations"])
+def test_too_many_unknown_transactions_end_the_connection(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, wrong: bool
+) -> None:
+    peer = house.peer()
+    for id in range(limits.TRANSACTIONS_PER_CONNECTION + 1):
+        assert not peer.dropped
+        peer.one_way("storea", A, b"short" if wrong else NO_TID, b"data", id)
+    assert peer.dropped
+    assert ("serial" if wrong else "more than 64 transactions") in log_lines(caplog)[0]
+    assert len(log_lines(caplog)) == 1
+    assert house.hosted.transactions.active == 0
+
+
+# Votes and finishes ---------------------------------------------------------------------------------------
+
+
+def test_a_vote_that_has_no_answer_yet_is_not_repeated(house: MemoryHouse) -> None:
+    other, peer = house.peer(), house.peer()
+    other.prepare(A)
+    waiting = peer.prepare(B)
+    with pytest.raises(StorageTransactionError, match="no answer yet"):
+        peer.ask("vote", 1)
+    assert not waiting.answered
+    other.ask("tpc_abort", 1)
+    peer.read()
+    assert waiting.result == ()
+
+
+def test_a_vote_is_answered_when_its_transaction_is_aborted(house: MemoryHouse) -> None:
+    """Clients lose patience, abort, and may use the same id for their next transaction."""
+    other, peer = house.peer(), house.peer()
+    other.prepare(A)
+    waiting = peer.prepare(B)
+    assert peer.ask("tpc_abort", 1) is None
+    with pytest.raises(StorageTransactionError, match="aborted"):
+        _ = waiting.result
+    other.ask("tpc_abort", 1)
+    assert peer.commit(B) == house.hosted.visible.tid
+
+
+def test_a_vote_in_a_thread_is_answered_when_its_transaction_is_aborted(house: MemoryHouse) -> None:
+    peer = house.peer()
+    house.hosted.pack_begins()
+    voting = peer.prepare(B)
+    assert not voting.answered
+    peer.ask("tpc_abort", 1)
+    with pytest.raises(StorageTransactionError, match="aborted"):
+        _ = voting.result
+    again = peer.prepare(A)
+    house.commit.run_all()
+    peer.read()
+    assert again.result == ()
+    finishing = peer.start("tpc_finish", 1)
+    house.commit.run_all()
+    peer.read()
+    assert finishing.result == house.hosted.visible.tid
+    with pytest.raises(POSKeyError):
+        peer.ask("loadBefore", B, MAX_TID)
+
+
+def test_a_finish_without_a_vote_is_an_error(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.begin()
+    with pytest.raises(StorageTransactionError):
+        peer.ask("tpc_finish", 1)
+    assert peer.ask("vote", 1) == ()
+
+
+def test_a_second_finish_is_an_error(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.commit(A)
+    with pytest.raises(StorageTransactionError, match="over"):
+        peer.ask("tpc_finish", 1)
+
+
+def test_transactions_of_one_connection_do_not_mix(house: MemoryHouse) -> None:
+    peer = house.peer()
+    first = peer.prepare(A, id=1)
+    second = peer.prepare(B, id="b")
+    assert first.result == ()
+    assert not second.answered
+    tid = peer.ask("tpc_finish", 1)
+    assert second.result == ()
+    assert peer.ask("tpc_finish", "b") > tid
+
+
+# Labels ---------------------------------------------------------------------------------------------------
+
+
+def test_a_label_goes_before_the_peer_in_the_log(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = house.peer()
+    peer.ask("set_client_label", "worker 3")
+    peer.disconnect()
+    assert log_lines(caplog, logging.INFO)[1:] == [
+        "peer is labelled worker 3", "worker 3 peer disconnected",
+    ]  # fmt: skip
+
+
+@codings
+@pytest.mark.parametrize(
+    "label",
+    [
+        "evil\n2026-01-01 CRITICAL everything is lost", "a\rb", "bell\a", "\x1b[2J", "\0",
+        "line\u2028separator", "\x85", "\u202ereversed", b"bytes\n\xff",
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_control_characters_of_a_label_do_not_reach_the_log(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture, label: Any, coding: str
+) -> None:
+    peer = Peer(house, coding=coding).register()
+    peer.ask("set_client_label", label)
+    peer.ask("set_client_label", label)
+    peer.start("nosuch")
+    peer.disconnect()
+    for line in log_lines(caplog, logging.INFO):
+        assert line.isprintable(), line
+
+
+def test_a_label_is_cut_to_a_sensible_length(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = house.peer()
+    peer.ask("set_client_label", "x" * 1_000_000)
+    assert max(map(len, log_lines(caplog, logging.INFO))) < 300
+
+
+# Work in threads ------------------------------------------------------------------------------------------
+
+
+def test_a_slow_request_is_answered_when_it_is_done(file_house: MemoryHouse) -> None:
+    peer = file_house.peer()
+    peer.commit(A)
+    call = peer.start("undoLog", 0, -5)
+    assert peer.ask("ping") is None  # meanwhile
+    assert not call.answered
+    file_house.slow.work()
+    assert not peer.read()
+    file_house.slow.land()
+    peer.read()
+    assert len(call.result) == 1
+
+
+def test_an_error_in_a_thread_is_the_answer(
+    file_house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = file_house.peer()
+    call = peer.start("history", B)
+    file_house.slow.run()
+    peer.read()
+    with pytest.raises(POSKeyError):
+        _ = call.result
+    assert log_lines(caplog) == []
+
+
+def test_only_so_many_slow_requests_at_a_time(file_house: MemoryHouse) -> None:
+    peer, other = file_house.peer(), file_house.peer()
+    peer.commit(A)
+    calls = [peer.start("undoLog") for _ in range(limits.SLOW_REQUESTS_PER_CONNECTION)]
+    refuses(peer.start("undoLog"), "16 requests of this connection are under way")
+    theirs = other.start("undoLog")
+    file_house.slow.run_all()
+    peer.read()
+    other.read()
+    assert [len(call.result) for call in [*calls, theirs]] == [1] * 17
+    again = peer.start("undoLog")
+    file_house.slow.run_all()
+    peer.read()
+    assert again.answered
+
+
+def test_nothing_is_written_to_a_client_that_left_meanwhile(file_house: MemoryHouse) -> None:
+    peer = file_house.peer()
+    peer.start("undoLog")
+    peer.disconnect()
+    file_house.slow.run()
+    assert peer.wire.writes == []
+
+
+# Packing --------------------------------------------------------------------------------------------------
+
+
+def test_a_pack_is_answered_at_its_end(file_house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = file_house.peer()
+    call = peer.start("pack", 1_700_000_000.0, True)
+    assert file_house.hosted.packing
+    assert not call.answered
+    file_house.packs.run()
+    peer.read()
+    assert call.result is None
+    assert not file_house.hosted.packing
+    assert log_lines(caplog, logging.INFO)[1:] == ["peer packs storage '1'", "peer has packed storage '1'"]
+
+
+def test_a_pack_that_nobody_waits_for_is_answered_at_its_beginning(file_house: MemoryHouse) -> None:
+    peer = file_house.peer()
+    assert peer.ask("pack", 1_700_000_000, False) is None
+    file_house.packs.run()
+    assert list(in_order(peer.read())) == []
+
+
+def test_a_one_way_pack(file_house: MemoryHouse) -> None:
+    peer = file_house.peer()
+    peer.one_way("pack", 1_700_000_000.0, True)
+    file_house.packs.run()
+    assert list(in_order(peer.read())) == []
+
+
+def test_a_second_pack_is_refused(file_house: MemoryHouse) -> None:
+    peer, other = file_house.peer(), file_house.peer()
+    peer.start("pack", 1_700_000_000.0)
+    with pytest.raises(StorageError, match="a pack of this storage is under way"):
+        other.ask("pack", 1_700_000_000.0)
+    file_house.packs.run()
+    other.start("pack", 1_700_000_000.0)
+    assert len(file_house.packs) == 1
+    file_house.packs.run()
+
+
+def test_a_client_that_only_reads_does_not_pack(file_house: MemoryHouse) -> None:
+    peer = Peer(file_house).register(read_only=True)
+    with pytest.raises(ReadOnlyError):
+        peer.ask("pack", 1_700_000_000.0)
+    assert not file_house.hosted.packing
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), -1e300, 10**70], ids=repr)
+def test_a_pack_to_a_time_that_does_not_exist(
+    file_house: MemoryHouse, caplog: pytest.LogCaptureFixture, time: Any
+) -> None:
+    peer = Peer(file_house, coding="Z5").register()
+    peer.commit(A)
+    call = peer.start("pack", time, True)
+    file_house.packs.run_all()
+    peer.read()
+    with pytest.raises((TypeError, ValueError, ServerError)):
+        _ = call.result
+    assert len(log_lines(caplog)) == 1
+    assert not file_house.hosted.packing
+
+
+def test_the_client_that_packs_may_leave(file_house: MemoryHouse) -> None:
+    peer = file_house.peer()
+    peer.start("pack", 1_700_000_000.0, True)
+    peer.disconnect()
+    file_house.packs.run()
+    assert not file_house.hosted.packing
+
+
+# Values and faults ----------------------------------------------------------------------------------------
+
+
+class Odd(StorageEngine):
+    """An engine that answers what it should not."""
+
+    history_of_oid: Any = ()
+    fault: BaseException | None = None
+
+    def history(self, oid: bytes, size: int) -> Any:
+        return self.history_of_oid
+
+    def load_serial(self, oid: bytes, serial: bytes) -> bytes:
+        assert self.fault is not None
+        raise self.fault
+
+
+@pytest.fixture
+def odd(make_house: Callable[..., MemoryHouse]) -> Odd:
+    engine = Odd(open_memory()._storage)
+    engine.house = make_house({"1": engine})  # type: ignore[attr-defined]
+    return engine
+
+
+@codings
+@pytest.mark.parametrize(
+    "value", [object(), {1, object()}, {"deep": [object]}], ids=["object", "set", "class"]
+)
+def test_a_value_that_cant_be_sent_is_an_error_reply(
+    odd: Odd, caplog: pytest.LogCaptureFixture, coding: str, value: Any
+) -> None:
+    house: MemoryHouse = odd.house  # type: ignore[attr-defined]
+    odd.history_of_oid = [{"tid": NO_TID, "odd": value}]
+    peer = Peer(house, coding=coding).register()
+    call = peer.start("history", A)
+    house.slow.run()
+    peer.read()
+    refuses(call, "history", "can't be sent")
+    assert len(log_lines(caplog)) == 1
+    assert peer.ask("ping") is None
+
+
+def test_a_fault_of_the_engine_is_told_and_logged(odd: Odd, caplog: pytest.LogCaptureFixture) -> None:
+    house: MemoryHouse = odd.house  # type: ignore[attr-defined]
+    odd.fault = ZeroDivisionError("by zero")
+    peer = house.peer()
+    house.hosted.visible.advance(p64(5))
+    with pytest.raises(ServerError, match=r"ZeroDivisionError.*by zero"):
+        peer.ask("loadSerial", A, p64(1))
+    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.getMessage() == "peer: loadSerial failed"
+    assert record.exc_info is not None
+    assert peer.ask("ping") is None
+
+
+@codings
+def test_a_fault_that_cant_be_sent_as_it_is(odd: Odd, coding: str) -> None:
+    house: MemoryHouse = odd.house  # type: ignore[attr-defined]
+    odd.fault = ZeroDivisionError("half a character: \ud800")
+    peer = Peer(house, coding=coding).register()
+    house.hosted.visible.advance(p64(5))
+    with pytest.raises(StorageError, match="half a character"):
+        peer.ask("loadSerial", A, p64(1))
+    assert peer.ask("ping") is None
+
+
+def test_an_answer_that_no_client_would_take(house: MemoryHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients have a limit, too: such an answer would cost them the connection."""
+    peer = house.peer()
+    peer.commit(A, data=b"x" * 1000)
+    monkeypatch.setattr(limits, "FRAME_BYTES", 500)
+    with pytest.raises(StorageError, match="too large to be sent"):
+        peer.ask("loadBefore", A, MAX_TID)
+    assert peer.ask("ping") is None
+
+
+def test_a_missing_object_is_no_matter_for_the_log(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = house.peer()
+    with pytest.raises(POSKeyError):
+        peer.ask("loadBefore", A, MAX_TID)
+    assert log_lines(caplog) == []
+
+
+# What is written ------------------------------------------------------------------------------------------
+
+
+def test_the_answers_to_one_segment_are_written_at_once(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.commit(A)
+    peer.read()
+    calls = [Call("loadBefore") for _ in range(100)]
+    peer.send(b"".join(peer.connection.call(call, "loadBefore", (A, MAX_TID)) for call in calls))
+    assert len(peer.wire.writes) == 1
+    peer.read()
+    assert all(call.value[0] == b"data" for call in calls)
+
+
+def test_a_client_that_does_not_read_gets_no_more_answers(house: MemoryHouse) -> None:
+    """All its calls may have arrived in one segment; their answers must not all be made at once."""
+    peer = house.peer()
+    size = 100_000
+    peer.commit(A, data=b"x" * size)
+    peer.read()
+    calls = [Call("loadBefore") for _ in range(1000)]
+    peer.wire.on_write = peer.session.pause
+    peer.send(b"".join(peer.connection.call(call, "loadBefore", (A, MAX_TID)) for call in calls))
+    assert sum(map(len, peer.wire.writes)) < limits.GATHER_BYTES + 2 * size
+    rounds = 0
+    while not calls[-1].answered:
+        peer.wire.on_write = peer.session.pause
+        peer.session.resume()
+        assert sum(map(len, peer.wire.writes)) < 2 * (limits.GATHER_BYTES + 2 * size)
+        peer.read()
+        rounds += 1
+        assert rounds < 2000
+    assert all(len(call.value[0]) == size for call in calls)
+
+
+def test_a_client_that_does_not_read_still_gets_its_invalidations_in_order(house: MemoryHouse) -> None:
+    peer, writer = house.peer(), house.peer()
+    writer.commit(A)
+    peer.read()
+    peer.session.pause()
+    call = Call("lastTransaction")
+    peer.send(peer.connection.call(call, "lastTransaction", ()))
+    tid = writer.commit(B)
+    assert list(in_order(peer.read())) == ["call invalidateTransaction"]
+    peer.session.resume()
+    peer.read()
+    assert call.result == tid
+
+
+def test_a_client_is_dropped_while_it_does_not_read(house: MemoryHouse) -> None:
+    peer = house.peer()
+    peer.session.pause()
+    call = Call("ping")
+    peer.send(peer.connection.call(call, "ping", ()))
+    peer.session.drop("enough")
+    peer.session.resume()
+    peer.read()
+    assert not call.answered
+
+
+# The end --------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_leaves_is_forgotten(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = house.peer()
+    peer.prepare(A)
+    peer.session.lost("connection reset by peer")
+    assert house.hosted.clients == set()
+    assert house.hosted.transactions.active == 0
+    assert log_lines(caplog, logging.INFO)[-1] == "peer disconnected: connection reset by peer"
+
+
+def test_a_client_that_never_registered_leaves_no_line(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    Peer(house).disconnect()
+    assert log_lines(caplog, logging.INFO) == []
+
+
+def test_a_session_ends_once(house: MemoryHouse, caplog: pytest.LogCaptureFixture) -> None:
+    peer = house.peer()
+    peer.session.drop("enough")
+    peer.session.drop("again")
+    peer.session.lost("gone")
+    peer.send(peer.connection.heartbeat())
+    peer.session.tell("info", {})
+    assert peer.wire.writes == []
+    assert log_lines(caplog) == ["peer dropped: enough"]
+
+
+def test_calls_after_the_one_that_ends_the_connection_are_not_carried_out(house: MemoryHouse) -> None:
+    peer = house.peer()
+    good = Call("ping")
+    late = Call("ping")
+    peer.send(
+        peer.connection.call(good, "ping", ())
+        + peer.connection.one_way("nosuch", ())
+        + peer.connection.call(late, "ping", ())
+    )
+    peer.read()
+    assert (good.answered, late.answered) == (True, False)
