@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.client.scenes import T1, Task
+from tests.peers import wait_until
 from zeoid.testing import Call, ScriptedConnection, ScriptedServer
 
 #: (number of the connection, from 1 on; the call) → the reply, or an exception to reply with
@@ -43,10 +44,11 @@ class AutoServer:
         self._server.close()
 
     def drop(self) -> None:
-        """Break the connection that there is; the client may come again."""
-        connection = self._connection
-        if connection is not None:
-            connection.end_stream()
+        """Break the connection that there is, or will be in a moment; the client may come again."""
+        connection = wait_until(lambda: self._connection, "a connection")
+        assert connection is not None
+        self._connection = None
+        connection.end_stream()
 
     def _serve(self) -> None:
         while not self._closing.is_set():

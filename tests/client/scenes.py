@@ -183,7 +183,11 @@ def at(last: bytes) -> bytes:
 
 def is_cached(storage: ClientStorage, connection: ScriptedConnection, oid: bytes, before: bytes) -> bool:
     """Whether *storage* answers this by itself. If it asks, it is told that there is nothing."""
-    asking = Task(lambda: (storage.loadBefore(oid, before), storage.ping()))
+    def ask() -> None:
+        storage.loadBefore(oid, before)
+        storage.ping()
+
+    asking = Task(ask)
     call = connection.expect("loadBefore", "ping")
     if call.name == "ping":
         connection.answer(call, None)

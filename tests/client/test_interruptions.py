@@ -10,6 +10,7 @@ import ctypes
 import itertools
 import signal
 import threading
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -83,7 +84,7 @@ def interrupt_everywhere(function: Any, kind: type[BaseException], others_wait: 
         if others_wait and not after:
             others.append(ends.call("held"))
             assert answers.held.wait(DEADLINE_S)
-        interrupted = Interrupted(place, lambda ends=ends: function(ends), kind)
+        interrupted = Interrupted(place, partial(function, ends), kind)
         interrupted.join(PROMPT_S)
         if others_wait and after:
             others.append(ends.call("held"))

@@ -163,7 +163,8 @@ def test_a_server_that_falls_silent_during_the_handshake(scene: Scene, mute_at: 
     connection.close()
     silent = server.accept()
     silent.offer()
-    for name, answer in [("register", T2), ("getInvalidations", (T2, [])), ("get_info", {})]:
+    answers: dict[str, Any] = {"register": T2, "getInvalidations": (T2, []), "get_info": {}}
+    for name, answer in answers.items():
         call = silent.expect(name)
         if name == mute_at:
             break
@@ -309,6 +310,32 @@ def test_calls_that_no_server_makes(scene: Scene, name: str, args: Any, early: b
 def framed(data: bytes) -> bytes:
     """Whether the codec frames by itself or not does not matter to these tests."""
     return data if len(data) == 4 + int.from_bytes(data[:4], "big") else len(data).to_bytes(4, "big") + data
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\1\xc1", b"\0\0\0\5\x94\x07\0\xa0\xc0", b"\0\0\0\5\x94"],
+    ids=["a length beyond the limit", "no message", "no msgpack", "a call that wants a reply", "half a message"],
+)
+def test_what_is_no_protocol_ends_the_connection_and_calls_go_to_the_next(scene: Scene, sent: bytes) -> None:
+    server = scene.server()
+    storage, connection = scene.connected(T1, server=server)
+    listener = Listener()
+    storage.registerDB(listener)
+    loading, asking = Task(storage.loadBefore, OID, at(T1)), Task(storage.ping)
+    for _ in range(2):
+        connection.expect("loadBefore", "ping")
+    connection.send(connection.invalidation(T2, [OTHER]), sent)
+    connection.close()
+    again = server.accept()
+    again.welcome(T2, missed=(T2, [OTHER]))
+    for _ in range(2):
+        call = again.expect("loadBefore", "ping")
+        again.answer(call, None if call.name == "ping" else (b"data", T1, None))
+    asking.result()
+    assert loading.result() == (b"data", T1, None)
+    assert listener.heard == [(T2, [OTHER])]
+    assert storage.lastTransaction() == T2
 
 
 # The coding -------------------------------------------------------------------------------------------
@@ -636,7 +663,7 @@ def test_the_word_of_an_old_connection_does_not_unmake_the_new_one(scene: Scene)
         lost(*args)
 
     held_once = threading.Event()
-    link._lost = slow  # type: ignore[method-assign]
+    link._lost = slow  # type: ignore[assignment,method-assign]
     connection = server.accept()
     connection.welcome(T1)
     wait_until(storage.is_connected, "a connection")

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -840,12 +841,9 @@ def test_databases_under_load_see_one_history(tmp_path: Path) -> None:
         for task in readers:
             assert task.result() <= 2 * rounds
         for database in databases:
-            wait_until(
-                lambda database=database: number_seen(database) == 2 * rounds, "the last commit"
-            )
+            wait_until(partial(shows, database, 2 * rounds), "the last commit")
 
 
-def number_seen(database: ZODB.DB) -> int:
+def shows(database: ZODB.DB, number: int) -> bool:
     with database.transaction() as connection:
-        number: int = connection.root()["b"]["number"]
-        return number
+        return bool(connection.root()["b"]["number"] == number)

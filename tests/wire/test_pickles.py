@@ -386,3 +386,28 @@ def test_memory_is_proportional_to_the_length(opcode: bytes) -> None:
 
     assert peak(20_000) < 120 * 20_000 * len(opcode)
     assert peak(40_000) < 2.5 * peak(20_000)
+
+
+class _Extension(dict[str, str]):
+    """As ZODB hands out a transaction's extension that it read from a storage: a dictionary when pickled."""
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[tuple[str, str], ...]]]:
+        return dict, (tuple(self.items()),)
+
+
+def test_a_dictionary_that_is_made_of_pairs() -> None:
+    data = pickle.dumps({"extension": _Extension(why="because"), "none": dict}, 3)
+    with pytest.raises(UndecodableMessage):
+        pickles.loads(data)  # the class itself is no value
+    assert pickles.loads(pickle.dumps([_Extension(why="because"), _Extension()], 3)) == [
+        {"why": "because"},
+        {},
+    ]
+
+
+@pytest.mark.parametrize(
+    "pairs", [b"K\x01", b"]K\x01a", b"]K\x01K\x02K\x03\x87a", b"]](K\x01K\x02tK\x03\x86a"]
+)
+def test_a_dictionary_that_is_made_of_something_else(pairs: bytes) -> None:
+    with pytest.raises(UndecodableMessage):
+        pickles.loads(b"\x80\x03cbuiltins\ndict\n" + pairs + b"\x85R.")

@@ -201,9 +201,13 @@ class Channel:
 
     def encode_one_way(self, name: str, args: tuple[Any, ...]) -> bytes:
         """The bytes of a one-way call, to be sent with `send` or in front of a call."""
-        with self._send_lock:
-            self._raise_if_dead()
-            return self._connection.one_way(name, args)
+        try:
+            with self._send_lock:
+                self._raise_if_dead()
+                return self._connection.one_way(name, args)
+        finally:
+            if self._dead is not None:
+                self._close_socket()
 
     def send(self, data: bytes, timeout_s: float) -> None:
         """Write whole messages."""

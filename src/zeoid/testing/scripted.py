@@ -223,7 +223,7 @@ class ScriptedServer:
         if path is None:
             self._listener = socket.create_server(("127.0.0.1", 0))
             #: What a client is given: (host, port), or the path of a unix socket.
-            self.address: tuple[str, int] | str = self._listener.getsockname()[:2]
+            self.address: Any = self._listener.getsockname()[:2]
         else:
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._listener.bind(path)

@@ -48,8 +48,10 @@ _INSTANCES: Final = frozenset(
 _RECONSTRUCTOR: Final = "ZODB.POSException._recon"
 _PREFIX: Final = "ZopeUndo.Prefix.Prefix"
 _SETS: Final = frozenset({"builtins.set", "builtins.frozenset", "__builtin__.set", "__builtin__.frozenset"})
+#: How ZODB writes a transaction's extension that it read from a storage.
+_DICTS: Final = frozenset({"builtins.dict", "__builtin__.dict"})
 _ENCODE: Final = "_codecs.encode"
-_ALLOWED: Final = _INSTANCES | _SETS | {_RECONSTRUCTOR, _PREFIX, _ENCODE}
+_ALLOWED: Final = _INSTANCES | _SETS | _DICTS | {_RECONSTRUCTOR, _PREFIX, _ENCODE}
 
 _SCALARS: Final = (str, bytes, int, float, type(None))
 #: The longest text or bytes that a pickle may refer to a second time.
@@ -294,6 +296,13 @@ def _made(name: str, args: tuple[Any, ...]) -> Any:
         if len(args) != 1 or type(args[0]) is not list:
             raise UndecodableMessage("a set that is made of something else than a list")
         return {_key(value) for value in args[0]}
+    if name in _DICTS:
+        pairs = args[0] if args else ()
+        if len(args) > 1 or type(pairs) not in (tuple, list):
+            raise UndecodableMessage("a dictionary that is made of something else than pairs")
+        if not all(type(pair) is tuple and len(pair) == 2 for pair in pairs):
+            raise UndecodableMessage("a dictionary that is made of something else than pairs")
+        return {_key(key): value for key, value in pairs}
     if name == _RECONSTRUCTOR:
         if len(args) != 2 or type(args[0]) is not _Global or type(args[1]) is not dict:
             raise UndecodableMessage("an exception that is no exception")
