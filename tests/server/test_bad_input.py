@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -247,6 +248,26 @@ def test_a_client_that_never_reads_its_replies(server: Serving, bystander: Bysta
             assert data
             received += sum(slot is not None for slot, *_ in client.connection.receive(data))
     assert server.peak_memory_bytes() - before < 50 * size
+
+
+def test_a_client_that_sends_and_sends_and_never_reads(server: Serving, bystander: Bystander) -> None:
+    """The server stops reading what it sends, so that it has to stop, too."""
+    with RawClient(server.address) as client:
+        client.register()
+        data = b"x" * 1_000_000
+        client.commit(A, data, _serial_of(client, A))
+        load = client.connection.call("slot", "loadBefore", (A, MAX_TID))
+        requests = load * (100_000 // len(load))
+        client.socket.setblocking(False)
+        writable = select.poll()
+        writable.register(client.socket, select.POLLOUT)
+        sent = 0
+        rest = b""
+        while sent < 50_000_000 and writable.poll(1000):
+            rest = rest or requests
+            sent += (count := client.socket.send(rest))
+            rest = rest[count:]
+        assert sent < 50_000_000
 
 
 def _serial_of(client: RawClient, oid: bytes) -> bytes:

@@ -291,6 +291,21 @@ def test_an_abort_during_a_pack_keeps_its_place(file_house: MemoryHouse) -> None
     assert second.ask("tpc_finish", 1)
 
 
+def test_an_abort_in_a_thread_is_not_overtaken_when_the_pack_has_ended(file_house: MemoryHouse) -> None:
+    """The engine must forget one transaction before it is given the next."""
+    first, second = file_house.peer(), file_house.peer()
+    assert first.prepare(A).answered
+    file_house.hosted.pack_begins()
+    first.ask("tpc_abort", 1)
+    file_house.hosted.pack_ended()
+    vote = second.prepare(B)
+    assert not vote.answered
+    file_house.commit.run_all()
+    second.read()
+    assert vote.result == ()
+    assert second.ask("tpc_finish", 1)
+
+
 def test_everybody_is_told_what_a_pack_freed(file_house: MemoryHouse) -> None:
     peers = [file_house.peer() for _ in range(3)]
     peers[0].commit(p64(0))
