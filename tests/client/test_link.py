@@ -482,6 +482,21 @@ def test_fallback_takes_a_reader_and_then_a_writer_that_appears(scene: Scene) ->
     assert oids.result() == OID
 
 
+def test_a_writer_that_was_found_and_lost_is_looked_for_again(scene: Scene) -> None:
+    fallback = Fallback(scene)
+    storage = fallback.storage
+    for _ in range(2):
+        seeker = fallback.accept_seeker()
+        seeker.welcome(T1)
+        wait_until(lambda: not storage.isReadOnly(), "write access")
+        fallback.writer.stop_listening()
+        seeker.close()
+        connection = fallback.reader.accept()
+        be_read_only(connection)
+        verified(connection)
+        wait_until(lambda: storage.isReadOnly() and storage.is_connected(), "a connection")
+
+
 def test_a_commit_that_both_servers_tell_of_during_the_change(scene: Scene) -> None:
     """Between the writer's register and the change the old server goes on delivering. It is the same
     history: nothing is lost, nothing told twice, and the new server is not taken for one that lags behind.

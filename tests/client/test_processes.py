@@ -14,7 +14,7 @@ from ZODB.POSException import ReadOnlyError
 
 import zeoid
 from tests.client.programs.forking import CHILDS, PARENTS
-from tests.client.scenes import T1, T2, T3, Scene
+from tests.client.scenes import OID, OTHER, T1, T2, T3, Scene
 from tests.peers import die_with_parent, environment
 from zeoid.testing import ScriptedServer
 
@@ -79,6 +79,40 @@ def test_a_child_has_a_connection_of_its_own_and_the_parent_goes_on(scene: Scene
         "child ended with 0",
         f"parent's thread got {[T2]}",
         "parent lost []",
+    ]
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_a_child_does_not_wait_for_what_its_parents_threads_were_doing(scene: Scene) -> None:
+    """At the fork one thread applies an invalidation, one waits for object ids, one for its vote. None of
+    them is there in the child. The invalidation that was half applied is told there in full.
+    """
+    server = scene.server(timeout_s=DEADLINE_S)
+    with program("forking_midway", written(server.address)) as process:
+        parents = server.accept()
+        parents.welcome(T1)
+        calls = {parents.expect("new_oids", "tpc_begin", "vote").name for _ in range(3)}
+        assert calls == {"new_oids", "tpc_begin", "vote"}
+        parents.send(parents.invalidation(T2, [OID]))
+        childs = server.accept()
+        childs.welcome(T2, missed=(T2, [OID]))
+        childs.answer(childs.expect("ping"), None)
+        childs.answer(childs.expect("new_oids"), [OTHER])
+        for name in ("tpc_begin", "storea"):
+            childs.expect(name)
+        childs.answer(childs.expect("vote"), [])
+        childs.answer(childs.expect("tpc_finish"), T3)
+        assert childs.expect_end() == []
+        assert parents.expect_end() == []
+        output, errors = process.communicate(timeout=DEADLINE_S)
+    assert output.splitlines() == [
+        f"child knows {T1.hex()}",
+        f"child is told of {[OID]}",
+        f"child knows {T2.hex()}",
+        "child has 1 socket",
+        f"child committed {T3.hex()}",
+        "parent's thread ended with Disconnected",
+        "parent's thread ended with Disconnected",
     ]
     assert (process.returncode, errors) == (0, "")
 

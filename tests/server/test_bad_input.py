@@ -22,7 +22,8 @@ from ZODB.utils import p64
 import zeoid
 from tests.peers import wait_until
 from tests.server.inmemory import Call
-from tests.server.processes import Address, Bystander, RawClient, Serving, serve_until
+from tests.server.processes import Serving, serve_until
+from tests.server.sockets import Address, Bystander, RawClient
 from zeoid import limits
 from zeoid.addresses import TcpAddress
 from zeoid.model import MAX_TID, NO_TID

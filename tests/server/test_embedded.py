@@ -11,7 +11,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.utils import p64
 
 import zeoid
-from tests.server.processes import Address, RawClient
+from tests.server.sockets import Address, RawClient
 from zeoid.addresses import TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.model import MAX_TID

@@ -18,7 +18,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64
 
 from tests.peers import wait_until
-from tests.server.processes import Address, RawClient
+from tests.server.sockets import Address, RawClient, free_port, needs_ipv6
 from zeoid import limits
 from zeoid.addresses import Address as Listening
 from zeoid.addresses import TcpAddress, UnixAddress
@@ -114,18 +114,6 @@ def works(address: Address) -> bool:
         return bool(client.register().call("lastTransaction"))
 
 
-def has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock:
-            sock.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
-
-
 def refuses(words: str, *addresses: Listening) -> None:
     """A server with these addresses does not start; the line that says why has these words."""
     with pytest.raises(ConfigurationError) as caught:
@@ -173,14 +161,6 @@ def test_a_name_with_several_addresses_and_a_port(start: Start, monkeypatch: pyt
     start(TcpAddress("both.example", port))
     assert works(("127.0.0.1", port))
     assert works(("::1", port))
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def test_every_interface(start: Start) -> None:

@@ -1,0 +1,23 @@
+"""What the tests of sessions have to say of logs and of refusals."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.server.inmemory import Call
+
+
+def log_lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
+    for record in caplog.records:
+        assert record.exc_info is None, "an expected error leaves no traceback"
+    return [record.getMessage() for record in caplog.records if record.levelno >= level]
+
+
+def refuses(call: Call, *words: str) -> None:
+    """The call was answered with a TypeError, which is what stock clients know, saying *words*."""
+    with pytest.raises(TypeError) as caught:
+        _ = call.result
+    for word in words:
+        assert word in str(caught.value)
