@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,8 @@ from zeoid.cache.memory import MemoryCache
 from zeoid.model import MAX_TID, NO_TID, Revision, tid_after
 
 BIG = 10**9
+#: Few, so that it does not take long to have more.
+ENDED_REVISIONS = 3
 OIDS = [number.to_bytes(8, "big") for number in range(6)]
 oids = st.sampled_from(OIDS)
 some_oids = st.sets(oids, min_size=1, max_size=3)
@@ -64,6 +67,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(size=st.sampled_from([0, 1, cost(0) * 3, cost(10) * 4, BIG]))
     def begin(self, size: int) -> None:
+        self.patched = patch.object(limits, "ENDED_REVISIONS", ENDED_REVISIONS)
+        self.patched.start()
         self.size_bytes = size
         self.cache = MemoryCache(size)
         self.database = Database()
@@ -127,7 +132,7 @@ class CacheMachine(RuleBasedStateMachine):
             data, start, end = answer
             self.cache.store(oid, start, end, data)
             kept = self.cache.load_before(oid, before, self.applied)
-            if self.size_bytes == BIG and len(self.database.revisions[oid]) <= limits.ENDED_REVISIONS:
+            if self.size_bytes == BIG and len(self.database.revisions[oid]) <= ENDED_REVISIONS:
                 assert kept == answer
             else:
                 assert kept in (answer, None)
@@ -182,6 +187,7 @@ class CacheMachine(RuleBasedStateMachine):
         """What it says it takes is what its revisions take: ask for every revision there ever was."""
         if not hasattr(self, "cache"):
             return
+        self.patched.stop()
         self.ask_everything()
         found: set[Any] = set()
         for oid in OIDS:
@@ -282,6 +288,7 @@ def test_an_object_that_is_written_all_the_time_does_not_fill_the_cache_with_its
         assert found[0] == b"%d" % number
     assert cache.load_before(A, tid(oldest), tid(last)) is None
     assert cache.load_before(B, tid(2), tid(last)) is not None
+    assert cache.used_bytes == cost(4) + sum(cost(len(b"%d" % n)) for n in range(oldest, last + 1))
 
 
 def test_before_means_before() -> None:

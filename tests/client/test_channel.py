@@ -351,13 +351,15 @@ def test_a_thread_that_waits_for_another_to_read_gives_up_in_time(ends: Ends) ->
 
 
 def test_a_reply_that_comes_too_late_is_dropped(ends: Ends) -> None:
-    hurried = ends.call("hurried", timeout_s=SHORT_S)
+    hooked: list[Any] = []
+    hurried = Task(ends.channel.call, "hurried", (), SHORT_S, hook=hooked.append)
     late = ends.peer.expect("hurried")
     assert isinstance(hurried.outcome(), TimedOut)
     task = ends.call("next")
     call = ends.peer.expect("next")
     ends.peer.send(ends.peer.reply(late, "too late"), ends.peer.reply(call, "mine"))
     assert task.result() == "mine"
+    assert hooked == []
 
 
 def test_a_reply_that_came_while_its_thread_was_not_yet_waiting(ends: Ends) -> None:

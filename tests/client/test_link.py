@@ -489,12 +489,18 @@ def test_a_writer_that_was_found_and_lost_is_looked_for_again(scene: Scene) -> N
         seeker = fallback.accept_seeker()
         seeker.welcome(T1)
         wait_until(lambda: not storage.isReadOnly(), "write access")
+        wait_until(lambda: not seeking(fallback), "the end of the search")
         fallback.writer.stop_listening()
         seeker.close()
         connection = fallback.reader.accept()
         be_read_only(connection)
         verified(connection)
         wait_until(lambda: storage.isReadOnly() and storage.is_connected(), "a connection")
+
+
+def seeking(fallback: Fallback) -> bool:
+    address = "{}:{}".format(*fallback.writer.address)
+    return any("seeks" in thread.name and address in thread.name for thread in threading.enumerate())
 
 
 def test_a_commit_that_both_servers_tell_of_during_the_change(scene: Scene) -> None:

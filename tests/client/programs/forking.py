@@ -31,7 +31,8 @@ class Losses(logging.Handler):
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    sys.stdout.write(text + "\n")  # in one piece: threads say something at the same time
+    sys.stdout.flush()
 
 
 def main(address: str) -> int:
