@@ -123,7 +123,10 @@ class Prepared:
 
 
 class ObjectCache(Protocol):
-    """Revisions of objects on the client's side. Safe for use by several threads."""
+    """Revisions of objects on the client's side.
+
+    `load_before` may be called by any thread at any time; the others are called by one thread at a time.
+    """
 
     def load_before(self, oid: bytes, tid: bytes, applied: bytes) -> Revision | None:
         """The newest revision of *oid* before *tid*, or None if the cache does not know it for sure.

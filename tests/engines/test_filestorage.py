@@ -19,6 +19,7 @@ from ZODB.POSException import POSKeyError, UndoError
 from ZODB.utils import p64
 
 from zeoid.commit.tids import next_tid
+from zeoid.engines import filestorage
 from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.opening import open_filestorage
 from zeoid.model import (
@@ -351,7 +352,7 @@ def test_a_read_only_file(tmp_path: Path) -> None:
     history.engine.close()
 
 
-def test_a_system_without_positioned_reads(history: History) -> None:
+def test_a_system_without_positioned_reads(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     history.store(ROOT, size=10)
-    history.engine._has_pread = False
+    monkeypatch.setattr(filestorage, "_pread", None)
     assert same(history.engine, ROOT, MAX_TID)[0] == record(10)

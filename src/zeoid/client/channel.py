@@ -64,7 +64,7 @@ class _Waiter:
         self.wake: threading.Lock | None = None
 
 
-_BACKGROUND = _Waiter(None)
+_READER = "reader"
 
 
 class Channel:
@@ -77,12 +77,13 @@ class Channel:
         self._on_call: OnCall | None = None
         self._early: list[tuple[str, Any]] = []
         self._send_lock = threading.Lock()
+        #: Guards what follows but for `_role`, which changes hands in single steps of a dictionary.
         self._roles = threading.Lock()
-        self._reader: _Waiter | None = None
+        self._role: dict[str, _Waiter] = {}
         self._waiting: dict[_Waiter, None] = {}
         self._uses = 0
         self._seen_uses = 0
-        self._last_sent_s = _monotonic()
+        self._seen_s = _monotonic()
         self._dead: BaseException | None = None
         self._on_death: Callable[[BaseException], None] | None = None
 
@@ -98,7 +99,7 @@ class Channel:
                     raise TimedOut(f"no offer from {self.peer} within {timeout_s:g} s")
                 if not data:
                     raise Disconnected(f"{self.peer} closed the connection")
-                self._deliver(data)
+                self._deliver(data, None)
         except BaseException as problem:
             self._die(problem)
             raise
@@ -160,11 +161,7 @@ class Channel:
             raise
         # What `_await` does, for the one case that nearly every load is: nobody else reads.
         try:
-            with self._roles:
-                reading = self._reader is None and self._dead is None and not waiter.done
-                if reading:
-                    self._reader = waiter
-            if reading:
+            if self._role.setdefault(_READER, waiter) is waiter:
                 self._read(waiter, deadline_s)
         except BaseException as problem:
             self._interrupted(waiter, problem)
@@ -256,7 +253,6 @@ class Channel:
             if isinstance(problem, OSError) and _of_the_connection(problem):
                 self._raise_if_dead()
             raise
-        self._last_sent_s = _monotonic()
         self._uses += 1
 
     # Waiting and reading --------------------------------------------------------------------------
@@ -284,13 +280,14 @@ class Channel:
         with self._roles:
             if waiter.done or self._dead is not None:
                 return False
-            if self._reader is None:
-                self._reader = waiter
-                return True
             waiter.wake = threading.Lock()
             waiter.wake.acquire()
+            # In this order: whoever leaves the role looks at those who wait only after that.
             self._waiting[waiter] = None
-            return False
+            if self._role.setdefault(_READER, waiter) is not waiter:
+                return False
+            del self._waiting[waiter]
+            return True
 
     def _sleep(self, waiter: _Waiter, deadline_s: float) -> bool:
         """Wait until woken or late; True when woken to take the role."""
@@ -304,60 +301,64 @@ class Channel:
         """An exception came from outside while this thread waited. Leave nothing to it that others need."""
         with self._roles:
             self._waiting.pop(waiter, None)
-            held = self._reader is waiter
-        if held:
+        if self._role.get(_READER) is waiter:
             self._die(problem)
-            with self._roles:
-                self._pass_on()
+            self._leave_role()
             self._close_socket()
+        elif not self._role:
+            self._leave_role()  # it may have come just before the others were told
         self._connection.forget(waiter)
 
-    def _read(self, waiter: _Waiter, deadline_s: float) -> None:
+    def _read(self, waiter: _Waiter, deadline_s: float, *, idle: bool = False) -> None:
         """Read and deliver, holding the role, until *waiter* has its reply; then pass the role on.
 
-        The background (`_BACKGROUND`) reads until any thread has had its reply.
+        The background (*idle*) reads until any thread has had its reply.
         """
         try:
             while not waiter.done and self._dead is None:
-                data = self._stream.receive(deadline_s, idle=waiter is _BACKGROUND)
+                data = self._stream.receive(deadline_s, idle=idle)
                 if data is None:
                     break
                 if not data:
                     raise Disconnected(f"{self.peer} closed the connection")
                 try:
-                    woke = self._deliver(data)
+                    woke = self._deliver(data, waiter)
                 except Exception as problem:
                     if not isinstance(problem, PeerError):
                         log.exception("%s: a fault while its messages were applied", self.peer)
                     self._die(problem)
                     break
-                if woke and waiter is _BACKGROUND:
+                if woke and idle:
                     break
         except BaseException as problem:
             self._die(problem)
             if not _of_the_connection(problem):
                 raise
         finally:
-            with self._roles:
-                self._pass_on()
+            self._leave_role()
             if self._dead is not None:
                 self._close_socket()
 
-    def _pass_on(self) -> None:
-        """Give the role to a thread that waits, or set it free. The roles lock is held."""
-        self._reader = None
-        for waiter in self._waiting:
-            del self._waiting[waiter]
-            waiter.promoted = True
-            self._reader = waiter
-            assert waiter.wake is not None
-            waiter.wake.release()
-            return
+    def _leave_role(self) -> None:
+        """Set the role free, which this thread holds, or give it to a thread that waits."""
+        self._role.pop(_READER, None)
+        if self._waiting:
+            with self._roles:
+                for waiter in self._waiting:
+                    # Unless a thread that just came has taken it, which will pass it on in its turn.
+                    if self._role.setdefault(_READER, waiter) is waiter:
+                        del self._waiting[waiter]
+                        waiter.promoted = True
+                        assert waiter.wake is not None
+                        waiter.wake.release()
+                    return
 
-    def _deliver(self, data: bytes) -> bool:
-        """Hand everything in *data* to whom it is for, in order; True if a waiting thread got its reply."""
+    def _deliver(self, data: bytes, reader: Any) -> bool:
+        """Hand everything in *data* to whom it is for, in order; True if a waiting thread got its reply.
+
+        *reader*: the waiter whose thread does this, if there is one.
+        """
         woke = False
-        reader: Any = self._reader
         for slot, flag, name, args in self._connection.receive(data):
             if slot is None:
                 if self._on_call is None:
@@ -404,6 +405,7 @@ class Channel:
         """
         if self._uses != self._seen_uses:
             self._seen_uses = self._uses
+            self._seen_s = _monotonic()
             return
         self._read_if_free(_monotonic() + turn_s)
 
@@ -412,23 +414,23 @@ class Channel:
         self._read_if_free(0.0)
 
     def _read_if_free(self, deadline_s: float) -> None:
+        background = _Waiter(None)
         try:
-            with self._roles:
-                if self._reader is not None or self._dead is not None:
-                    return
-                self._reader = _BACKGROUND
-            self._read(_BACKGROUND, deadline_s)
+            if self._dead is None and self._role.setdefault(_READER, background) is background:
+                self._read(background, deadline_s, idle=True)
         except BaseException as problem:
-            self._interrupted(_BACKGROUND, problem)
+            self._interrupted(background, problem)
             raise
 
     def beat(self) -> None:
-        """Send a heartbeat if nothing was sent for a while."""
-        if _monotonic() - self._last_sent_s >= limits.HEARTBEAT_S and self._send_lock.acquire(False):
+        """Send a heartbeat if nothing was sent for a while, as `attend` has seen."""
+        now_s = _monotonic()
+        if now_s - self._seen_s >= limits.HEARTBEAT_S and self._send_lock.acquire(False):
             try:
                 uses = self._uses
-                self._send(self._connection.heartbeat(), _monotonic() + limits.HEARTBEAT_S)
+                self._send(self._connection.heartbeat(), now_s + limits.HEARTBEAT_S)
                 self._uses = uses
+                self._seen_s = now_s
             except Disconnected:
                 pass
             finally:
@@ -460,7 +462,7 @@ class Channel:
 
     def _close_socket(self) -> None:
         """Close it as soon as no thread is using it: its number may be another file's afterwards."""
-        if self._reader is None and self._send_lock.acquire(False):
+        if not self._role and self._send_lock.acquire(False):
             try:
                 self._stream.close()
             finally:

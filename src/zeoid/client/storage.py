@@ -415,7 +415,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         except ConflictError as problem:
             if problem.oid is not None:
                 # Whoever retries must not read the same stale revision again.
-                self._view.cache.forget([problem.oid])
+                self._view.forget(problem.oid)
             raise
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> bytes:

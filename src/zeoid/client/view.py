@@ -59,21 +59,26 @@ class View:
         """A reply to a load arrived."""
         if reply is None:
             return None
-        try:
-            data, start, end = reply
-            sound = type(data) is type(start) is bytes and len(start) == 8
-            sound = sound and (end is None or (len(end) == 8 and start < end))
-        except (TypeError, ValueError):
-            sound = False
-        if not sound:
-            raise ServerError("the server answered a load with what is no revision")
+        revision = self._revision(reply)
+        data, start, end = revision
         with self._lock:  # a new connection may be catching up while the old one's last replies come in
             if end is None and mark != self.mark:
                 known, end = self._ended_since(mark, oid, start)
                 if not known:
-                    return data, start, None
+                    return revision
+                revision = data, start, end
             self.cache.store(oid, start, end, data)
-        return data, start, end
+        return revision
+
+    @staticmethod
+    def _revision(reply: Any) -> Revision:
+        """The reply to a load, if it is one. ServerError: whatever else a server sends must not be kept."""
+        if type(reply) is tuple and len(reply) == 3:
+            data, start, end = reply
+            sound = type(data) is type(start) is bytes and len(start) == 8
+            if sound and (end is None or (type(end) is bytes and len(end) == 8 and start < end)):
+                return reply
+        raise ServerError("the server answered a load with what is no revision")
 
     def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:
         """(whether it is known, the tid) of the first invalidation after *mark* that ended *oid*@*start*."""
@@ -84,6 +89,11 @@ class View:
                 tid for number, tid, oids in self._recent if number > mark and tid > start and oid in oids
             ]
         return True, min(ends, default=None)
+
+    def forget(self, oid: bytes) -> None:
+        """What is known of the current revision of *oid* has turned out to be wrong."""
+        with self._lock:
+            self.cache.forget((oid,))
 
     # What the server says -------------------------------------------------------------------------
 

@@ -43,10 +43,13 @@ class _Transport(asyncio.Protocol):
         self._session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._slow_reader = False
+        self._writable = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport = transport
+        self._writable = True
         transport.set_write_buffer_limits(high=limits.OUTPUT_HIGH_WATER_BYTES)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -68,6 +71,7 @@ class _Transport(asyncio.Protocol):
         self._session.receive(data)
 
     def connection_lost(self, problem: Exception | None) -> None:
+        self._writable = False
         if self._deadline is not None:
             self._deadline.cancel()
         self._server.connections.discard(self)
@@ -77,12 +81,14 @@ class _Transport(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         # A peer that does not read its replies gets no more of its requests read.
+        self._slow_reader = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
         if self._session is not None:
             self._session.pause()
 
     def resume_writing(self) -> None:
+        self._slow_reader = False
         if self._session is not None:
             self._session.resume()
         if self._transport is not None and not self._transport.is_closing() and not self._is_full():
@@ -96,22 +102,28 @@ class _Transport(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         transport = self._transport
-        assert transport is not None
-        if transport.is_closing():
+        if not self._writable or transport is None:
             return
         transport.write(data)
-        if transport.get_write_buffer_size() > limits.OUTPUT_LIMIT_BYTES and self._session is not None:
+        if self._slow_reader and transport.get_write_buffer_size() > limits.OUTPUT_LIMIT_BYTES:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """The peer reads so little that what waits for it would fill the memory."""
+        if self._session is not None and self._transport is not None:
             session, self._session = self._session, None
             asyncio.get_running_loop().call_soon(session.drop, "it does not read what it is sent")
-            transport.abort()
+            self.abort()
 
     def close(self) -> None:
+        self._writable = False
         if self._transport is not None:
             self._transport.close()
             # A peer that reads nothing must not keep what it was sent for ever.
             asyncio.get_running_loop().call_later(limits.STOP_TIMEOUT_S, self._transport.abort)
 
     def abort(self) -> None:
+        self._writable = False
         if self._transport is not None:
             self._transport.abort()
 

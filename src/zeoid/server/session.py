@@ -40,6 +40,7 @@ from zeoid.wire.connection import ServerConnection, State
 from zeoid.wire.messages import SERVER_METHODS, TRANSACTION, Phase
 
 log = logging.getLogger("zeoid.server")
+_ASKED = State.ASKED
 
 #: Errors that are part of normal life: the client is told, the log is not.
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
@@ -124,9 +125,8 @@ class Session:
         self._gathered = []
         try:
             while calls and not self._paused and not self._closed:
-                message_id, one_way, name, args = calls.popleft()
-                self._call(message_id, bool(one_way), name, args)
-            if self._connection.state is State.ASKED:
+                self._call(*calls.popleft())
+            if self._connection.state is _ASKED:
                 self._report_status()
         except Exception:
             log.exception("%s: a fault in the server; the connection is closed", self.label)
@@ -136,7 +136,8 @@ class Session:
             if gathered and not self._closed:
                 self._send(b"".join(gathered))
 
-    def _call(self, message_id: MessageId, one_way: bool, name: str, args: Any) -> None:
+    def _call(self, message_id: MessageId, flag: int, name: str, args: Any) -> None:
+        one_way = flag != 0
         try:
             handler = _HANDLERS.get(name)
             if handler is None:
@@ -155,13 +156,12 @@ class Session:
                 self._withdraw(message_id)
             self._failed(message_id, one_way, name, args, problem)
             return
-        if result is LATER:
-            return
-        if type(result) is Slow:
+        kind = type(result)
+        if kind is Slow:
             self._run_slow(message_id, one_way, name, result)
-        elif type(result) is Pack:
+        elif kind is Pack:
             self._pack(message_id, one_way, result)
-        elif not one_way:
+        elif result is not LATER and not one_way:
             self._reply(message_id, name, result)
 
     def _failed(self, message_id: MessageId, one_way: bool, name: str, args: Any, problem: Exception) -> None:

@@ -47,6 +47,20 @@ class Codec(Protocol):
 
 
 def _checked(message: Any) -> Message:
+    # Nearly every message passes here; what does not is looked at again, to say what is wrong with it.
+    if type(message) is tuple and len(message) == 4:
+        message_id, flag, name, args = message
+        if type(message_id) is int and type(flag) is int and type(name) is str and type(args) is tuple:
+            for part in args:
+                if type(part) in _CONTAINERS:
+                    break
+            else:
+                if -_ID_BOUND < message_id < _ID_BOUND:
+                    return message
+    return _checked_slowly(message)
+
+
+def _checked_slowly(message: Any) -> Message:
     if type(message) is not tuple or len(message) != 4:
         raise UndecodableMessage(f"a message that is no quadruple but a {type(message).__name__}")
     message_id, flag, name, args = message
@@ -129,7 +143,12 @@ class MsgpackCodec:
         return pack
 
     def encode(self, message_id: MessageId, flag: int, name: str, args: Any) -> bytes:
-        if not _is_flat(args):
+        if type(args) is tuple:
+            for part in args:
+                if type(part) in _CONTAINERS:
+                    _check_containers(args, _MSGPACK_KEYS, UnsendableValue)
+                    break
+        elif type(args) in _CONTAINERS:
             _check_containers(args, _MSGPACK_KEYS, UnsendableValue)
         try:
             message = self._pack((message_id, flag, name, args))

@@ -21,11 +21,12 @@ def frame(message: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream of bytes into messages. Holds at most one incomplete frame."""
 
-    __slots__ = ("_rest", "limit")
+    __slots__ = ("limit", "rest")
 
     def __init__(self, limit: int = limits.FRAME_BYTES) -> None:
         self.limit = limit
-        self._rest = bytearray()
+        #: An incomplete frame; empty between frames.
+        self.rest = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """The messages that *data* completes.
@@ -33,7 +34,7 @@ class FrameReader:
         A length above the limit raises FrameTooLarge before any of that message is kept; whatever stood
         before it in *data* is lost with the connection.
         """
-        rest = self._rest
+        rest = self.rest
         if not rest and len(data) > _PREFIX and _read_length(data)[0] == len(data) - _PREFIX <= self.limit:
             return [data[_PREFIX:]]  # one whole frame, as nearly always
         if rest:
@@ -62,4 +63,4 @@ class FrameReader:
     @property
     def pending_bytes(self) -> int:
         """How much of an incomplete frame is held."""
-        return len(self._rest)
+        return len(self.rest)

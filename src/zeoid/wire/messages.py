@@ -6,7 +6,7 @@ Source: the methods of ZEO 5 and 6, as their servers register them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -103,15 +103,28 @@ class Method:
     phase: Phase = Phase.REGISTERED
     access: Access = Access.READ
     summary: str = ""
+    #: Whether the arguments are oids and tids only, as a load's are: they are tested without a call for each.
+    all_eight_bytes: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        all_eight_bytes = all(kind.test is _is_eight_bytes for _, kind in self.args)
+        object.__setattr__(self, "all_eight_bytes", all_eight_bytes)
 
     def check(self, args: Any) -> tuple[Any, ...]:
         """*args* as a tuple. InvalidCall, naming the first argument that is wrong."""
         if type(args) is tuple and len(args) == len(self.args):
-            for (_, kind), value in zip(self.args, args, strict=False):
-                if not kind.test(value):
-                    break
+            if self.all_eight_bytes:
+                for value in args:
+                    if type(value) is not bytes or len(value) != 8:
+                        break
+                else:
+                    return args
             else:
-                return args
+                for (_, kind), value in zip(self.args, args, strict=False):
+                    if not kind.test(value):
+                        break
+                else:
+                    return args
         return self._explain(args)
 
     def _explain(self, args: Any) -> tuple[Any, ...]:
