@@ -197,7 +197,52 @@ class PingPong:
         self._socket.close()
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Bare, InProcess, ZEO, Zeoid)}
+class Lean(Peer):
+    """The least Python that loads a record over the real messages: no checks, threads or invalidations."""
+
+    name = "lean"
+    title = "lean pair"
+
+    def start(self, folder: Path) -> str:
+        program = str(PROJECT / "bench" / "lean_server.py")
+        self.server = ServerProcess([sys.executable, program, str(folder / "Data.fs")], folder / "lean.log")
+        port = self.server.wait_for(rf"listening on {HOST}:(\d+)")[1]
+        return f"{HOST}:{port}"
+
+    def client(self, address: str) -> Any:
+        host, _, port = address.rpartition(":")
+        return LeanClient((host, int(port)))
+
+
+class LeanClient:
+    """Sends a load, reads its reply, keeps what it was told in a dictionary."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._socket = socket.create_connection(address, CONNECT_TIMEOUT_S)
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pack = msgpack.Packer().pack
+        self._cache: dict[bytes, Any] = {}
+        self._last_id = 0
+
+    def lastTransaction(self) -> bytes:
+        return b"\x7f" + bytes(7)
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> Any:
+        if oid in self._cache:
+            return self._cache[oid]
+        self._last_id += 1
+        message = self._pack((self._last_id, 0, "loadBefore", (oid, tid)))
+        self._socket.sendall(len(message).to_bytes(4, "big") + message)
+        revision = msgpack.unpackb(self._socket.recv(65536)[4:], use_list=False)[3]
+        self._cache[oid] = revision
+        return revision
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Bare, Lean, InProcess, ZEO, Zeoid)}
 
 
 @contextmanager

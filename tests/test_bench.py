@@ -52,10 +52,10 @@ def test_a_short_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> 
     done = bench("--quick", "--rounds", "1", "--only", "load", *places)
 
     assert done.returncode == 0, done.stderr
-    for title in ("bare socket", "FileStorage", "ZEO", "Zeoid"):
+    for title in ("bare socket", "lean pair", "FileStorage", "ZEO", "Zeoid"):
         assert title in done.stdout
     line = next(line for line in done.stdout.splitlines() if "times the bare socket's" in line)
-    assert len(re.findall(r"[\d.]+ \([\d.]+\.\.[\d.]+\)", line)) == 3  # all but the bare socket itself
+    assert len(re.findall(r"[\d.]+ \([\d.]+\.\.[\d.]+\)", line)) == 4  # all but the bare socket itself
 
     written = json.loads(figures_path.read_text())
     assert {"cpu", "cores", "kernel"} <= written["machine"].keys()
@@ -63,7 +63,7 @@ def test_a_short_run_prints_the_table_and_writes_the_figures(tmp_path: Path) -> 
     assert list(written["results"]) == ["load"]
     load = written["results"]["load"]
     (only_round,) = load["rounds"]
-    assert set(only_round) == set(load["summary"]) == {"bare", "filestorage", "zeo", "zeoid"}
+    assert set(only_round) == set(load["summary"]) == {"bare", "lean", "filestorage", "zeo", "zeoid"}
     for peer in ("zeo", "zeoid"):
         assert all(only_round[peer][key] > 0 for key in ("us", "rate", "server_cpu_us", "client_cpu_us"))
         for key, ratio in (("us", "us_to_bare"), ("server_cpu_us", "server_cpu_to_bare")):

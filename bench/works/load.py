@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.database import create, now
 from bench.measure import Benchmark, Figure, Figures, Ratio
-from bench.peers import Bare, Peer, connected, serving
+from bench.peers import ZEO, Bare, Lean, Peer, connected, serving
 from bench.processes import PeerError, Stopwatch
 
 RECORD_BYTES = 500
@@ -37,10 +37,12 @@ def run(peer: Peer, folder: Path, quick: bool) -> Figures:
 BENCHMARK = Benchmark(
     name="load",
     title="cold loads of 500-byte records, one thread",
-    peers=("bare", "filestorage", "zeo", "zeoid"),
+    peers=("bare", "lean", "filestorage", "zeo", "zeoid"),
     lines=(
         Figure("us", "µs a load", 1),
         Ratio("us_to_bare", "  times the bare socket's", "us", Bare.name),
+        Ratio("us_to_lean", "  times the lean pair's", "us", Lean.name),
+        Ratio("zeo_to_us", "  times faster than ZEO", "us", ZEO.name, inverse=True),
         Figure("rate", "loads a second"),
         Figure("server_cpu_us", "server's CPU, µs a load", 1),
         Ratio("server_cpu_to_bare", "  times the bare server's", "server_cpu_us", Bare.name),

@@ -71,7 +71,7 @@ RECONNECT_LAST_S: Final = 5.0
 #: A client that had to take a read-only server looks for a writable one this often.
 WRITER_POLL_S: Final = 1.0
 #: No foreground call for this long, and the background thread reads the socket.
-IDLE_BEFORE_BACKGROUND_S: Final = 0.01
+IDLE_BEFORE_BACKGROUND_S: Final = 0.05
 #: A heartbeat is sent after this much silence; a peer that does not acknowledge it is given up.
 HEARTBEAT_S: Final = 30.0
 #: TCP gives up a connection whose data was not acknowledged for this long (where the system can be told).

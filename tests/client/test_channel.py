@@ -224,7 +224,7 @@ def test_a_hook_sees_replies_and_calls_in_the_order_of_the_stream() -> None:
     ends.channel.listen(lambda name, args: seen.append(args[0]), ends.deaths.append)
     with contextlib.closing(ends):
 
-        def hook(value: Any) -> str:
+        def hook(context: Any, value: Any) -> str:
             seen.append(value)
             return f"hooked {value}"
 
@@ -256,11 +256,11 @@ def test_what_the_peer_called_before_anybody_listened_comes_first() -> None:
 def test_many_calls_in_one_write(ends: Ends) -> None:
     hooked: list[Any] = []
 
-    def hook(value: Any) -> int:
-        hooked.append(value)
+    def hook(context: Any, value: Any) -> int:
+        hooked.append((context, value))
         return int(value) + 100
 
-    task = Task(ends.channel.call_all, "double", [(n,) for n in range(4)], DEADLINE_S, [hook] * 4)
+    task = Task(ends.channel.call_all, "double", [(n,) for n in range(4)], DEADLINE_S, hook, [0, 1, 2, 3])
     calls = [ends.peer.expect("double") for _ in range(4)]
     assert [call.args for call in calls] == [(0,), (1,), (2,), (3,)]
     ends.peer.send(
@@ -272,11 +272,12 @@ def test_many_calls_in_one_write(ends: Ends) -> None:
     first, second, third, fourth = task.result()
     assert (first, third, fourth) == (100, 104, 106)
     assert isinstance(second, POSKeyError)
-    assert hooked == [4, 6, 0]
+    assert hooked == [(2, 4), (3, 6), (0, 0)]
 
 
 def test_many_calls_and_the_peer_goes_after_the_first_reply(ends: Ends) -> None:
-    task = Task(ends.channel.call_all, "double", [(1,), (2,)], DEADLINE_S, [lambda value: value] * 2)
+    calls = [(1,), (2,)]
+    task = Task(ends.channel.call_all, "double", calls, DEADLINE_S, lambda context, value: value, [0, 1])
     call = ends.peer.expect("double")
     ends.peer.answer(call, 2)
     ends.peer.close()
@@ -352,7 +353,7 @@ def test_a_thread_that_waits_for_another_to_read_gives_up_in_time(ends: Ends) ->
 
 def test_a_reply_that_comes_too_late_is_dropped(ends: Ends) -> None:
     hooked: list[Any] = []
-    hurried = Task(ends.channel.call, "hurried", (), SHORT_S, hook=hooked.append)
+    hurried = Task(ends.channel.call, "hurried", (), SHORT_S, hook=lambda *what: hooked.append(what))
     late = ends.peer.expect("hurried")
     assert isinstance(hurried.outcome(), TimedOut)
     task = ends.call("next")
@@ -591,7 +592,7 @@ def test_calls_that_race_the_end(ends: Ends, seed: int) -> None:
 def test_a_hook_that_fails_ends_the_channel(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
     """What a reply did not do to the cache can't be made up for: everything is verified anew."""
 
-    def hook(value: Any) -> None:
+    def hook(context: Any, value: Any) -> None:
         raise RuntimeError("no room")
 
     other = ends.call("other")

@@ -113,7 +113,7 @@ def drain(ends: Ends) -> Any:
 
 
 def call_all(ends: Ends) -> Any:
-    return ends.channel.call_all("ping", [(), ()], PROMPT_S, [lambda value: value] * 2)
+    return ends.channel.call_all("ping", [(), ()], PROMPT_S, lambda context, value: value, [1, 2])
 
 
 def send(ends: Ends) -> Any:

@@ -1,4 +1,4 @@
-"""The object cache in this process's memory: bounded, least recently used first out.
+"""The object cache in this process's memory: bounded, what was not used lately first out.
 
 Owns which revisions are kept. A revision is current (no end known) or history (start and end known). Its
 one law: what it answers is what the server would answer. So a current revision answers only up to the tid
@@ -9,7 +9,7 @@ either is true for what it may ask. So what is changed in place here is dictiona
 a revision is in `_ended` before it leaves `_current`.
 """
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterable
 
 from zeoid import limits
@@ -17,6 +17,8 @@ from zeoid.model import Revision
 
 #: What a revision costs besides its data: the objects that hold it.
 _OVERHEAD_BYTES = 300
+#: Places in the queue that may be out of date before it is tidied up.
+_QUEUE_SLACK = 1000
 
 
 class MemoryCache:
@@ -28,32 +30,29 @@ class MemoryCache:
         self._current: dict[bytes, Revision] = {}
         #: oid → revisions that ended, in any order; none of them overlap
         self._ended: dict[bytes, tuple[Revision, ...]] = {}
-        #: oids by use, the least recent first
-        self._order: OrderedDict[bytes, None] = OrderedDict()
+        #: Whose turn it is to go. Among them may be oids that were forgotten meanwhile, or came back.
+        self._queue: deque[bytes] = deque()
+        #: Used since they were queued: they get another turn.
+        self._used: set[bytes] = set()
 
     def load_before(self, oid: bytes, tid: bytes, applied: bytes) -> Revision | None:
         revision = self._current.get(oid)
         if revision is not None and revision[1] < tid:
             # "Before tid" is known up to the revision after *applied*, and not beyond.
             if tid <= applied or int.from_bytes(tid, "big") == int.from_bytes(applied, "big") + 1:
-                self._use(oid)
+                self._used.add(oid)
                 return revision
             return None
         for revision in self._ended.get(oid, ()):
             if revision[1] < tid <= revision[2]:  # type: ignore[operator]
-                self._use(oid)
+                self._used.add(oid)
                 return revision
         return None
 
-    def _use(self, oid: bytes) -> None:
-        try:  # noqa: SIM105 - this is the way of every hit
-            self._order.move_to_end(oid)
-        except KeyError:
-            pass  # it was evicted at this moment
-
     def store(self, oid: bytes, start: bytes, end: bytes | None, data: bytes) -> None:
         size_bytes = len(data) + _OVERHEAD_BYTES
-        if oid in self._order:
+        known = oid in self._current or oid in self._ended
+        if known:
             if self._knows(oid, start, end):
                 return
             if end is None:
@@ -65,9 +64,13 @@ class MemoryCache:
         else:
             self._keep_ended(oid, (data, start, end))
         self._used_bytes += size_bytes
-        self._order[oid] = None
-        self._order.move_to_end(oid)
-        while self._used_bytes > self._size_bytes and self._order:
+        if known:
+            self._used.add(oid)
+        else:
+            self._queue.append(oid)
+            if len(self._queue) > 2 * (len(self._current) + len(self._ended)) + _QUEUE_SLACK:
+                self._tidy()
+        while self._used_bytes > self._size_bytes and self._queue:
             self._evict()
 
     def _knows(self, oid: bytes, start: bytes, end: bytes | None) -> bool:
@@ -86,8 +89,18 @@ class MemoryCache:
             self._used_bytes -= _cost(oldest)
         self._ended[oid] = ended
 
+    def _tidy(self) -> None:
+        """Drop the places in the queue of what is not here, and the second ones."""
+        there = self._current.keys() | self._ended.keys()
+        self._queue = deque(oid for oid in dict.fromkeys(self._queue) if oid in there)
+        self._used &= there
+
     def _evict(self) -> None:
-        oid, _ = self._order.popitem(last=False)
+        oid = self._queue.popleft()
+        if oid in self._used:
+            self._used.discard(oid)
+            self._queue.append(oid)
+            return
         current = self._current.pop(oid, None)
         if current is not None:
             self._used_bytes -= _cost(current)
@@ -120,13 +133,12 @@ class MemoryCache:
         revision = self._current.pop(oid, None)
         if revision is not None:
             self._used_bytes -= _cost(revision)
-            if oid not in self._ended:
-                del self._order[oid]
 
     def clear(self) -> None:
         self._current.clear()
         self._ended.clear()
-        self._order.clear()
+        self._queue.clear()
+        self._used.clear()
         self._used_bytes = 0
 
     def __len__(self) -> int:

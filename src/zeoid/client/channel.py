@@ -43,9 +43,9 @@ _monotonic = time.monotonic
 #: Ample for a thread that sends on a stream that was shut down to notice.
 _LET_GO_S = 0.1
 
-#: Called with the value of a reply, by the thread that delivers it, in stream order; returns what the
-#: caller gets.
-Hook = Callable[[Any], Any]
+#: Called with the context of a call and the value of its reply, by the thread that delivers it, in stream
+#: order; returns what the caller gets.
+Hook = Callable[[Any, Any], Any]
 #: Called with the name and the args of a one-way call by the server, in stream order.
 OnCall = Callable[[str, Any], None]
 
@@ -53,15 +53,13 @@ OnCall = Callable[[str, Any], None]
 class _Waiter:
     """A call without a reply yet."""
 
-    __slots__ = ("done", "hook", "problem", "promoted", "value", "wake")
-
-    def __init__(self, hook: Hook | None) -> None:
-        self.hook = hook
-        self.done = False
-        self.promoted = False
-        self.value: Any = None
-        self.problem: BaseException | None = None
-        self.wake: threading.Lock | None = None
+    hook: Hook | None = None
+    context: Any = None
+    done = False
+    promoted = False
+    value: Any = None
+    problem: BaseException | None = None
+    wake: "threading.Lock | None" = None
 
 
 _READER = "reader"
@@ -138,6 +136,7 @@ class Channel:
         timeout_s: float,
         *,
         hook: Hook | None = None,
+        context: Any = None,
         before: bytes = b"",
     ) -> Any:
         """Call the server and wait for the reply. *before* is sent in front, in the same write.
@@ -145,7 +144,9 @@ class Channel:
         Raises what the server answered; TimedOut after *timeout_s*; Disconnected when the channel dies.
         """
         deadline_s = _monotonic() + timeout_s
-        waiter = _Waiter(hook)
+        waiter = _Waiter()
+        waiter.hook = hook
+        waiter.context = context
         try:
             if self._dead is not None or not self._send_lock.acquire(False):
                 self._acquire_sending(deadline_s)
@@ -171,11 +172,19 @@ class Channel:
         return self._await(waiter, deadline_s, timeout_s)
 
     def call_all(
-        self, name: str, all_args: Sequence[tuple[Any, ...]], timeout_s: float, hooks: Sequence[Hook]
+        self,
+        name: str,
+        all_args: Sequence[tuple[Any, ...]],
+        timeout_s: float,
+        hook: Hook,
+        contexts: Sequence[Any],
     ) -> list[Any]:
         """Send all calls before waiting for their replies. Values, or the exceptions, in order."""
         deadline_s = _monotonic() + timeout_s
-        waiters = [_Waiter(hook) for hook in hooks]
+        waiters = [_Waiter() for _ in contexts]
+        for waiter, context in zip(waiters, contexts, strict=True):
+            waiter.hook = hook
+            waiter.context = context
 
         def encode() -> bytes:
             make = self._connection.call
@@ -335,7 +344,9 @@ class Channel:
             if not _of_the_connection(problem):
                 raise
         finally:
-            self._leave_role()
+            self._role.pop(_READER, None)
+            if self._waiting:
+                self._leave_role()
             if self._dead is not None:
                 self._close_socket()
 
@@ -372,7 +383,7 @@ class Channel:
                 elif slot.hook is None:
                     slot.value = args
                 else:
-                    slot.value = slot.hook(args)
+                    slot.value = slot.hook(slot.context, args)
             except BaseException as problem:
                 # Never let an interrupted delivery look like a reply.
                 slot.problem = (
@@ -414,7 +425,7 @@ class Channel:
         self._read_if_free(0.0)
 
     def _read_if_free(self, deadline_s: float) -> None:
-        background = _Waiter(None)
+        background = _Waiter()
         try:
             if self._dead is None and self._role.setdefault(_READER, background) is background:
                 self._read(background, deadline_s, idle=True)

@@ -103,7 +103,7 @@ class Commit:
         OutcomeUnknown when the connection is lost before the reply came.
         """
 
-        def hook(tid: Any) -> bytes:
+        def hook(_: Any, tid: Any) -> bytes:
             if type(tid) is not bytes or len(tid) != 8:
                 raise ServerError("the server did not commit the transaction, and did not say why")
             applied(tid)

@@ -260,7 +260,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             channel = self._link.ready or self._link.channel(timeout_s)
             try:
                 revision: Revision | None = channel.call(
-                    "loadBefore", (oid, tid), timeout_s, hook=partial(view.loaded, oid, view.mark)
+                    "loadBefore", (oid, tid), timeout_s, hook=view.loaded, context=(oid, view.mark)
                 )
             except TimedOut:
                 raise
@@ -287,8 +287,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
             def load(channel: Channel, left_s: float, window: list[bytes] = window) -> None:
                 mark = view.mark
-                hooks = [partial(view.loaded, oid, mark) for oid in window]
-                channel.call_all("loadBefore", [(oid, tid) for oid in window], left_s, hooks)
+                calls = [(oid, tid) for oid in window]
+                channel.call_all("loadBefore", calls, left_s, view.loaded, [(oid, mark) for oid in window])
 
             self._repeatedly(load)
 

@@ -55,30 +55,25 @@ class View:
         """What the cache knows for sure of *oid* before *tid*."""
         return self.cache.load_before(oid, tid, self._last)
 
-    def loaded(self, oid: bytes, mark: int, reply: Any) -> Revision | None:
-        """A reply to a load arrived."""
+    def loaded(self, asked: tuple[bytes, int], reply: Any) -> Revision | None:
+        """A reply to a load arrived; *asked*: the oid, and `mark` when the load was sent."""
         if reply is None:
             return None
-        revision = self._revision(reply)
-        data, start, end = revision
+        sound = type(reply) is tuple and len(reply) == 3
+        if sound:
+            data, start, end = reply
+            sound = type(data) is type(start) is bytes and len(start) == 8
+            sound = sound and (end is None or (type(end) is bytes and len(end) == 8 and start < end))
+        if not sound:
+            raise ServerError("the server answered a load with what is no revision")
+        oid, mark = asked
         with self._lock:  # a new connection may be catching up while the old one's last replies come in
             if end is None and mark != self.mark:
                 known, end = self._ended_since(mark, oid, start)
                 if not known:
-                    return revision
-                revision = data, start, end
+                    return data, start, None
             self.cache.store(oid, start, end, data)
-        return revision
-
-    @staticmethod
-    def _revision(reply: Any) -> Revision:
-        """The reply to a load, if it is one. ServerError: whatever else a server sends must not be kept."""
-        if type(reply) is tuple and len(reply) == 3:
-            data, start, end = reply
-            sound = type(data) is type(start) is bytes and len(start) == 8
-            if sound and (end is None or (type(end) is bytes and len(end) == 8 and start < end)):
-                return reply
-        raise ServerError("the server answered a load with what is no revision")
+        return data, start, end
 
     def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:
         """(whether it is known, the tid) of the first invalidation after *mark* that ended *oid*@*start*."""
