@@ -175,10 +175,10 @@ class _Writing:
     def apply(self, operation: Operation) -> None:
         match operation:
             case Store(oid, _, data):
-                self._refuse_empty(oid, data)
+                refuse_empty(oid, data)
                 self._store(operation)
             case Restore(oid, data, same_as):
-                self._refuse_empty(oid, data)
+                refuse_empty(oid, data)
                 self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
                 self.oids[oid] = None
             case Delete(oid, serial):
@@ -194,12 +194,6 @@ class _Writing:
         if method is None:
             raise Unsupported(f"{self._storage.getName()} has no {name}")
         return method
-
-    @staticmethod
-    def _refuse_empty(oid: bytes, data: bytes | None) -> None:
-        # FileStorage would write a record that makes the rest of its file unreadable.
-        if data is not None and not data:
-            raise StorageError(f"the data of object {oid.hex()} is empty: no record can be")
 
     def _undo(self, transaction_id: bytes) -> None:
         try:
@@ -226,3 +220,9 @@ class _Writing:
             self.conflicts[oid] = Conflict(oid, committed, read, data)
             return
         self.oids[oid] = None
+
+
+def refuse_empty(oid: bytes, data: bytes | None) -> None:
+    """StorageError for a record without data, which FileStorage would write: the rest is unreadable then."""
+    if data is not None and not data:
+        raise StorageError(f"the data of object {oid.hex()} is empty: no record can be")
