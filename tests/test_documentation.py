@@ -11,6 +11,7 @@ from zeoid import limits
 from zeoid.cli import parser
 from zeoid.client.storage import ClientStorage
 from zeoid.config import serving
+from zeoid.retrying import Options, Retry
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -61,6 +62,14 @@ def test_every_argument_of_a_client_is_documented_and_no_other() -> None:
     assert first_cells(section("ClientStorage")) == arguments
     docstring = inspect.getdoc(ClientStorage) or ""
     assert all(re.search(rf"^{name}[:,]", docstring, re.MULTILINE) for name in arguments)
+
+
+def test_every_argument_of_retry_is_documented_and_no_other() -> None:
+    arguments = set(inspect.signature(Retry).parameters)
+    assert first_cells(section("zeoid.retry")) == arguments == set(Options.__annotations__)
+    docstring = inspect.getdoc(Retry) or ""
+    explained = re.findall(r"^([a-z][a-z_, ]+):", docstring, re.MULTILINE)
+    assert arguments == {name for names in explained for name in names.split(", ")}
 
 
 def test_every_limit_is_documented_with_its_value() -> None:

@@ -6,6 +6,9 @@ db = zeoid.DB(("zooserver", 7700))               # a ZODB.DB on a storage server
 connection = zeoid.connection(("zooserver", 7700))  # a ZODB connection, which closes its database
 storage = zeoid.ClientStorage(("zooserver", 7700))  # the storage alone
 
+@zeoid.retry                                     # run it in a transaction, and again after a conflict
+def visit(connection): ...
+
 with zeoid.serve("Data.fs", port=7700):          # a storage server in this process
     ...
 """
@@ -15,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zeoid.client.storage import ClientStorage as ClientStorage
+    from zeoid.retrying import retry as retry
     from zeoid.server.embedded import RunningServer
 
 __version__ = "0.1.0"
-__all__ = ["DB", "ClientStorage", "__version__", "connection", "serve"]
+__all__ = ["DB", "ClientStorage", "__version__", "connection", "retry", "serve"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from zeoid.client.storage import ClientStorage
 
         return ClientStorage
+    if name == "retry":
+        from zeoid.retrying import retry
+
+        return retry
     raise AttributeError(f"module 'zeoid' has no attribute {name!r}")
 
 

@@ -90,3 +90,12 @@ RECENT_INVALIDATIONS: Final = 256
 RECEIVE_TICK_S: Final = 1.0
 #: The size of one read from a socket. Larger ones make the allocator ask the system for memory each time.
 READ_BYTES: Final = 64 * 1024
+
+# Retries ----------------------------------------------------------------------------------------------
+
+#: How often `zeoid.retry` runs a transaction at most: three times, as is usual with ZODB.
+RETRY_TRIES: Final = 3
+#: The wait before a new try is chosen at random between 0 and a bound that doubles from the first to the
+#: last, so that those who met in a conflict do not meet again.
+RETRY_FIRST_WAIT_S: Final = 0.05
+RETRY_LAST_WAIT_S: Final = 2.0
