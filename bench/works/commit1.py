@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.database import commit, count_transactions, create, now
 from bench.measure import Benchmark, Figure, Figures, Ratio
-from bench.peers import InProcess, Peer, connected, serving
+from bench.peers import ZEO, InProcess, Peer, connected, serving
 from bench.processes import PeerError, Stopwatch
 
 RECORD_BYTES = 500
@@ -54,6 +54,7 @@ BENCHMARK = Benchmark(
     lines=(
         Figure("rate", "commits a second"),
         Ratio("rate_to_filestorage", "  times FileStorage's", "rate", InProcess.name),
+        Ratio("rate_to_zeo", "  times ZEO's", "rate", ZEO.name),
         Figure("us", "µs a commit"),
         Figure("fsync_us", "write and fsync alone, µs"),
         Figure("server_cpu_us", "server's CPU, µs a commit"),
