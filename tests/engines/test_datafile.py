@@ -171,14 +171,14 @@ def test_the_file_is_synced_after_the_status_was_written(pair: Pair, monkeypatch
     pair.prepare(PLAIN, Store(OIDS[1], NO_TID, b"data"))
     start = pair.mine._storage._pos
     statuses = []
-    fsync = os.fsync
+    sync = filestorage._sync
 
     def watched(file: int) -> None:
         statuses.append(pair.file("mine.fs")[start + 16 : start + 17])
         assert pair.mine.newest_tid(OIDS[1]) is None, "it is seen before it is durable"
-        fsync(file)
+        sync(file)
 
-    monkeypatch.setattr(filestorage.os, "fsync", watched)
+    monkeypatch.setattr(filestorage, "_sync", watched)
     pair.mine.finish()
     assert statuses == [b" "]
     pair.theirs.finish()

@@ -28,6 +28,8 @@ from zeoid.ports import Prepared, TransactionRecord
 _HEADER_BYTES = RECORD_HEADER.size
 _unpack_header = RECORD_HEADER.unpack_from
 _pread = getattr(os, "pread", None)
+#: Data, and the length that is needed to read it; the file's times may be lost.
+_sync = getattr(os, "fdatasync", os.fsync)
 #: Most records fit in one read of this size, header included.
 _READ_BYTES = 2048
 
@@ -167,7 +169,7 @@ class FileStorageEngine(StorageEngine):
         file = storage._file.fileno()
         try:
             os.pwrite(file, COMMITTED, transaction.position + STATUS_OFFSET)
-            os.fsync(file)
+            _sync(file)
             with storage._files.write_lock(), self._lock:
                 storage._file.flush()  # it may have read what was there before
                 storage._pos = transaction.end
