@@ -18,6 +18,7 @@ from transaction.interfaces import TransientError
 from ZODB.POSException import POSKeyError, StorageError
 
 from tests.client.scenes import DEADLINE_S, OID, OTHER, T1, T2, Held, Task
+from tests.peers import wait_until
 from tests.wire.samples import peak_bytes
 from zeoid import limits
 from zeoid.client.channel import Channel
@@ -718,3 +719,34 @@ def test_delivery_is_one_thread_at_a_time_and_in_order() -> None:
         held.let_go()
         assert (first.result(), second.result()) == (1, 2)
         assert len(delivered) == 1
+
+
+def test_a_thread_that_comes_just_as_the_role_is_passed_on(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take the role before it is given to one that waits. Then that one goes on waiting: two threads
+    that read one stream would mix it up."""
+    latecomers: list[Task] = []
+    still_waiting: list[int] = []
+    pass_on = Channel._pass_on
+
+    def delayed(channel: Channel) -> None:
+        if not latecomers:
+            latecomers.append(ends.call("latecomer"))
+            ends.peer.expect("latecomer")
+            ends.make_reader(latecomers[0])
+        pass_on(channel)
+        still_waiting.append(len(channel._waiting))
+
+    monkeypatch.setattr(Channel, "_pass_on", delayed)
+    first, call = ends.reader()
+    waiting = ends.call("waiting")
+    waiting_call = ends.peer.expect("waiting")
+    wait_until(lambda: bool(ends.channel._waiting), "a thread that waits for another to read")
+    ends.peer.answer(call, 1)
+    assert first.result() == 1
+    assert still_waiting == [1]
+    ends.peer.answer(waiting_call, 2)
+    assert waiting.result() == 2
+    ends.channel.close()
+    assert isinstance(latecomers[0].outcome(), Disconnected)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,3 +245,40 @@ def test_a_pack_meets_transactions_written_so(pair: Pair) -> None:
 
 #: A class and the begin of a state: pickles, since a pack looks for references in them.
 RECORD = b"cpersistent\nPersistent\n.I"
+
+
+@pytest.mark.parametrize("name", ["pwrite", "ftruncate"])
+def test_nobody_reads_from_the_end_of_the_file_while_it_changes(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """FileStorage looks for a transaction from there under its lock, which therefore must be held."""
+    change = getattr(os, name)
+    held: list[bool] = []
+
+    def try_lock() -> None:
+        got = pair.mine._lock.acquire(blocking=False)
+        held.append(not got)
+        if got:
+            pair.mine._lock.release()
+
+    def watched(*args: Any) -> Any:
+        other = threading.Thread(target=try_lock)
+        other.start()
+        other.join()
+        return change(*args)
+
+    monkeypatch.setattr(filestorage.os, name, watched)
+    pair.mine.prepare(next_tid(NO_TID, 2e9), PLAIN, [Store(OIDS[1], NO_TID, b"data")])
+    pair.mine.abandon()
+    assert held == [True]
+
+
+def test_a_prepared_transaction_does_not_keep_its_data(pair: Pair) -> None:
+    data = b"x" * 5_000_000
+    tracemalloc.start()
+    try:
+        pair.mine.prepare(next_tid(NO_TID, 2e9), PLAIN, [Store(OIDS[1], NO_TID, data)])
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    pair.mine.abandon()

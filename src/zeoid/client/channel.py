@@ -312,10 +312,11 @@ class Channel:
             self._waiting.pop(waiter, None)
         if self._role.get(_READER) is waiter:
             self._die(problem)
-            self._leave_role()
+            self._role.pop(_READER, None)
+            self._pass_on()
             self._close_socket()
         elif not self._role:
-            self._leave_role()  # it may have come just before the others were told
+            self._pass_on()  # it may have come just before the others were told
         self._connection.forget(waiter)
 
     def _read(self, waiter: _Waiter, deadline_s: float, *, idle: bool = False) -> None:
@@ -346,23 +347,25 @@ class Channel:
         finally:
             self._role.pop(_READER, None)
             if self._waiting:
-                self._leave_role()
+                self._pass_on()
             if self._dead is not None:
                 self._close_socket()
 
-    def _leave_role(self) -> None:
-        """Set the role free, which this thread holds, or give it to a thread that waits."""
-        self._role.pop(_READER, None)
-        if self._waiting:
-            with self._roles:
-                for waiter in self._waiting:
-                    # Unless a thread that just came has taken it, which will pass it on in its turn.
-                    if self._role.setdefault(_READER, waiter) is waiter:
-                        del self._waiting[waiter]
-                        waiter.promoted = True
-                        assert waiter.wake is not None
-                        waiter.wake.release()
-                    return
+    def _pass_on(self) -> None:
+        """Give the role, which is free, to a thread that waits, unless one that just came has taken it.
+
+        That one will pass it on in its turn. No call up to the release: neither another thread nor an
+        interruption can come in between.
+        """
+        with self._roles:
+            for waiter in self._waiting:
+                if not self._role:
+                    self._role[_READER] = waiter
+                    del self._waiting[waiter]
+                    waiter.promoted = True
+                    assert waiter.wake is not None
+                    waiter.wake.release()
+                return
 
     def _deliver(self, data: bytes, reader: Any) -> bool:
         """Hand everything in *data* to whom it is for, in order; True if a waiting thread got its reply.

@@ -15,9 +15,11 @@ reads.
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ZODB.Connection import TransactionMetaData
+from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import POSKeyError
 
 from zeoid.engines.datafile import COMMITTED, META_LIMIT_BYTES, RECORD_HEADER, STATUS_OFFSET, LaidOut, lay_out
@@ -34,6 +36,16 @@ _sync = getattr(os, "fdatasync", os.fsync)
 _READ_BYTES = 2048
 
 
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """A transaction that stands in the file, behind its end: without its data, which may be large."""
+
+    tid: bytes
+    position: int
+    end: int
+    index: dict[bytes, int]
+
+
 class FileStorageEngine(StorageEngine):
     """A FileStorage."""
 
@@ -43,14 +55,13 @@ class FileStorageEngine(StorageEngine):
         #: The data file's number, and the file object it belongs to: a pack replaces that.
         self._file: Any = None
         self._number = -1
-        #: The prepared transaction, if it is one of stores only, and its tid.
-        self._laid_out: LaidOut | None = None
-        self._tid = b""
+        #: The prepared transaction, if it is one of stores only.
+        self._unfinished: _Unfinished | None = None
 
     def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
         try:
             return super().iterate(start, stop)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, CorruptedError):
             # It looked for *start* from the end of the file, where a transaction was half written.
             with self._lock:
                 return super().iterate(start, stop)
@@ -115,14 +126,15 @@ class FileStorageEngine(StorageEngine):
             if not conflicts:
                 laid_out = lay_out(storage._pos, tid, info.user, info.description, extension, records)
                 self._write(laid_out)
+                unfinished = _Unfinished(tid, laid_out.position, laid_out.end, laid_out.index)
         except BaseException:
             storage._commit_lock.release()
             raise
         if conflicts:
             storage._commit_lock.release()
             return Prepared(list(conflicts.values()))
-        self._laid_out, self._tid = laid_out, tid
-        return Prepared((), list(laid_out.index))
+        self._unfinished = unfinished
+        return Prepared((), list(unfinished.index))
 
     def _look_up(
         self, stores: Iterable[Store]
@@ -146,22 +158,23 @@ class FileStorageEngine(StorageEngine):
         """Put it behind the file's end, unfinished. OSError: the file is as it was."""
         file, rest = self._storage._file.fileno(), memoryview(transaction.data)
         position = transaction.position
-        try:
-            while rest:
-                written = os.pwrite(file, rest, position)
-                position, rest = position + written, rest[written:]
-        except BaseException:
-            self._roll_back(transaction)
-            raise
+        with self._lock:  # who looks for a transaction from the file's end must not meet a half of one
+            try:
+                while rest:
+                    written = os.pwrite(file, rest, position)
+                    position, rest = position + written, rest[written:]
+            except BaseException:
+                self._roll_back(transaction.position)
+                raise
 
-    def _roll_back(self, transaction: LaidOut) -> None:
-        os.ftruncate(self._storage._file.fileno(), transaction.position)
-        with self._lock:  # nobody may go on reading what they have read of it
-            self._storage._file.flush()
+    def _roll_back(self, position: int) -> None:
+        with self._lock:
+            os.ftruncate(self._storage._file.fileno(), position)
+            self._storage._file.flush()  # nobody may go on with what they have read of it
             self._storage._files.flush()
 
     def finish(self) -> None:
-        transaction, self._laid_out = self._laid_out, None
+        transaction, self._unfinished = self._unfinished, None
         if transaction is None:
             super().finish()
             return
@@ -174,17 +187,17 @@ class FileStorageEngine(StorageEngine):
                 storage._file.flush()  # it may have read what was there before
                 storage._pos = transaction.end
                 storage._index.update(transaction.index)
-                storage._ltid = self._tid
+                storage._ltid = transaction.tid
         finally:
             storage._commit_lock.release()
 
     def abandon(self) -> None:
-        transaction, self._laid_out = self._laid_out, None
+        transaction, self._unfinished = self._unfinished, None
         if transaction is None:
             super().abandon()
             return
         try:
-            self._roll_back(transaction)
+            self._roll_back(transaction.position)
         finally:
             self._storage._commit_lock.release()
 
