@@ -169,6 +169,13 @@ class Bare(Peer):
         return PingPong((host, int(port)))
 
 
+def blocking_socket(address: tuple[str, int]) -> socket.socket:
+    sock = socket.create_connection(address, CONNECT_TIMEOUT_S)
+    sock.settimeout(None)  # a time-out would put a poll(2) before every recv
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 class PingPong:
     """The bare socket's client. It has a storage's methods, so that all peers go through one loop."""
 
@@ -178,9 +185,7 @@ class PingPong:
     REPLY_SIZE = 4 + len(msgpack.packb((_KEY, 0, ".reply", (bytes(500), bytes(8), None))))
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self._socket = socket.create_connection(address, CONNECT_TIMEOUT_S)
-        self._socket.settimeout(None)  # a time-out would put a poll(2) before every recv
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = blocking_socket(address)
         self._request = bytes(self.REQUEST_SIZE)
 
     def lastTransaction(self) -> bytes:
@@ -218,9 +223,7 @@ class LeanClient:
     """Sends a load, reads its reply, keeps what it was told in a dictionary."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self._socket = socket.create_connection(address, CONNECT_TIMEOUT_S)
-        self._socket.settimeout(None)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = blocking_socket(address)
         self._pack = msgpack.Packer().pack
         self._cache: dict[bytes, Any] = {}
         self._last_id = 0

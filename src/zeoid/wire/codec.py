@@ -150,12 +150,7 @@ class MsgpackCodec:
         return pack
 
     def encode(self, message_id: MessageId, flag: int, name: str, args: Any) -> bytes:
-        if type(args) is tuple:
-            for part in args:
-                if type(part) in _CONTAINERS and part:
-                    _check_containers(args, _MSGPACK_KEYS, UnsendableValue)
-                    break
-        elif type(args) in _CONTAINERS and args:
+        if not _is_flat(args):
             _check_containers(args, _MSGPACK_KEYS, UnsendableValue)
         try:
             message = self._pack((message_id, flag, name, args))
@@ -186,16 +181,6 @@ class MsgpackCodec:
                 raise
             reason = str(problem) or type(problem).__name__
             raise UndecodableMessage(f"a broken msgpack message: {reason}") from None
-        # Nearly every message is in order, and passes here without another call.
-        if type(message) is tuple and len(message) == 4:
-            message_id, flag, name, args = message
-            if type(message_id) is int and type(flag) is int and type(name) is str and type(args) is tuple:
-                for part in args:
-                    if type(part) in _CONTAINERS and part:
-                        break
-                else:
-                    if -_ID_BOUND < message_id < _ID_BOUND:
-                        return message
         return _checked(message)
 
 

@@ -110,8 +110,7 @@ class ServerConnection(_Connection):
 
     def reply(self, message_id: MessageId, value: Any) -> bytes:
         """The bytes of a reply. UnsendableValue when *value* can't be sent."""
-        message = self._encode(message_id, 0, REPLY, value)
-        return len(message).to_bytes(4, "big") + message  # as `frame`, in the place where it counts
+        return frame(self._encode(message_id, 0, REPLY, value))
 
     def fault(self, message_id: MessageId, problem: BaseException) -> bytes:
         """The bytes of a reply that says that the call failed."""
