@@ -38,7 +38,8 @@ from zeoid.errors import ConfigurationError, OutcomeUnknown
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: What the package `transaction` writes into `status` once every data manager has finished.
+#: What the package `transaction` writes into `status`: nothing has failed; every data manager has finished.
+ACTIVE = "Active"
 COMMITTED = "Committed"
 
 log = logging.getLogger("zeoid.retry")
@@ -170,6 +171,7 @@ class Attempt:
         self._wait_s = 0.0
         self._failures = 0
         self._handled: BaseException | None = None
+        self._witness: _Witness | None = None
         #: Whether the last try that began was the last one.
         self.over = False
 
@@ -194,7 +196,11 @@ class Attempt:
         if error is not None:
             return self._failed(error)
         try:
-            if self._current() is not None:
+            current = self._current()
+            if current is not None:
+                if current.status == ACTIVE:
+                    self._witness = _Witness()
+                    current.join(self._witness)
                 self._retry.manager.commit()
         except BaseException as failure:
             if not self._failed(failure):
@@ -215,8 +221,10 @@ class Attempt:
     def _failed(self, error: BaseException) -> bool:
         """End the transaction after *error*; whether another try follows."""
         self._failures += 1
+        witness, self._witness = self._witness, None
         try:
-            retryable = self._is_retryable(error)  # first: it asks those who joined the transaction
+            # First: it asks those who joined the transaction.
+            retryable = self._is_retryable(error) and not _is_half_committed(witness, error)
         finally:
             aborted = self._abort(error)
         if not retryable or not aborted or self._failures >= self._retry.tries:
@@ -261,6 +269,32 @@ class Attempt:
             error.add_note(f"Aborting the transaction failed as well: {failure!r}")
             return False
         return True
+
+
+class _Witness:
+    """Takes part in a transaction before everybody else, to know whether finishing it has begun."""
+
+    #: How many others take part, from that moment on.
+    finishing = 0
+
+    def sortKey(self) -> str:
+        return ""
+
+    def abort(self, transaction: Any) -> None:
+        """Nothing is to be done, here as in the others."""
+
+    tpc_begin = commit = tpc_vote = tpc_abort = abort
+
+    def tpc_finish(self, transaction: Any) -> None:
+        self.finishing = len(transaction._resources) - 1
+
+
+def _is_half_committed(witness: _Witness | None, error: BaseException) -> bool:
+    """Whether one of several storages may have committed, and another has failed to."""
+    if witness is None or witness.finishing < 2:
+        return False
+    error.add_note("Part of the transaction may be committed in another storage; it is not tried again.")
+    return True
 
 
 def _loop(retry: Retry) -> Iterator[Attempt]:
