@@ -6,7 +6,7 @@ VENV := .venv
 ZOPE_VENV := .venv-zope
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-all check bench fuzz clean
+.PHONY: help demo test test-all check bench fuzz torture clean
 
 help:
 	@echo "make demo           a storage server and three Zope processes that share it (CHECK=1: prove it and leave)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check          ruff, mypy --strict, layers, documentation of every option"
 	@echo "make bench          Zeoid beside ZEO, FileStorage and a bare socket; writes bench/results/"
 	@echo "make fuzz           throw bytes at the decoders (FUZZ_SECONDS=60)"
+	@echo "make torture        kill server and clients again and again, and lose nothing (SECONDS=600 SEED=...)"
 
 # A Debian without the package python3-venv has Python but cannot make an environment.
 define make_venv
@@ -56,6 +57,9 @@ bench: $(VENV)/.ready
 
 fuzz: $(VENV)/.ready
 	$(RUN) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
+
+torture: $(VENV)/.ready
+	$(RUN) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf $(VENV) $(ZOPE_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,6 +40,26 @@ TRANSACTIONS_PER_CONNECTION: Final = 64
 TRANSACTION_BYTES: Final = 1024 * 1024 * 1024
 #: Object ids handed out in one request.
 NEW_OIDS: Final = 1000
+#: Transactions made durable together, and the size of their data: while one batch is written the next one
+#: gathers.
+BATCH_TRANSACTIONS: Final = 1000
+BATCH_BYTES: Final = 2 * 1024 * 1024
+#: Room in a data file is reserved ahead in steps of this size.
+RESERVE_BYTES: Final = 8 * 1024 * 1024
+#: A checkpoint of a data file is made when the journal has grown by so much since the last one …
+CHECKPOINT_BYTES: Final = 32 * 1024 * 1024
+#: … or after this time, if anything was committed. A recovery after a crash reads no more than that.
+CHECKPOINT_S: Final = 30.0
+#: Object ids are marked as handed out in blocks of this size: one write to the disk for each.
+OID_BLOCK: Final = 10_000
+#: A transaction of more operations is prepared in a thread, so that nobody waits for it.
+PREPARE_INLINE_OPERATIONS: Final = 200
+#: A segment of the commit journal: it is written full of zeros ahead of need, and reused after a checkpoint …
+JOURNAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+#: … but no more than so many wait for that.
+JOURNAL_SPARES: Final = 4
+#: Client-made ids of transactions remembered, committed ones and refused ones each, for `outcome`.
+OUTCOMES: Final = 10_000
 #: Rounds of client-side conflict resolution. A stock client that still has conflicts after its ninth vote
 #: would go on to finish, so the ninth is answered with the conflict error itself.
 RESOLUTION_ROUNDS: Final = 9
@@ -48,6 +68,8 @@ INVALIDATION_LOG_TRANSACTIONS: Final = 100_000
 INVALIDATION_LOG_OIDS: Final = 2_000_000
 #: Transactions read back from the storage at start to fill the log.
 INVALIDATION_LOG_AT_START: Final = 1000
+#: Clients are told of the storage's new size this often.
+INFO_S: Final = 1.0
 #: How often deadlines are looked at.
 TICK_S: Final = 0.25
 #: How long a stop waits for the connections to drain.

@@ -93,12 +93,21 @@ Operation = Store | Restore | Delete | CheckCurrent | Undo
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A store that met a newer revision; the client is asked to resolve it."""
+    """A store, or an undo, that met a newer revision; the client is asked to resolve it.
+
+    What it resolves is the change from revision *read* to *data*, on top of revision *committed*. (If an
+    earlier undo of the same transaction changed the object already, these change places: *data* is what that
+    one made, *committed* the revision before the undone one.)
+    """
 
     oid: bytes
     committed: bytes
     read: bytes
     data: bytes
+    #: The tid of the current revision, where *committed* is another one.
+    current: bytes = b""
+    #: Which of the transaction's operations it was; -1: the store of this object.
+    position: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Owns no behaviour. An adapter is named after what it adapts and lives in `engine
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zeoid.model import Conflict, Operation, Revision, TransactionInfo
@@ -34,12 +35,16 @@ class TransactionRecord(Protocol):
 class Engine(Protocol):
     """Where a storage server keeps one storage.
 
-    Reading methods may be called by several threads at once. A transaction is prepared, then finished or
-    abandoned, before the next one is prepared; these three are called by one thread at a time.
+    Reading methods may be called by several threads at once, and while transactions are prepared and
+    committed. A transaction is prepared, then committed or abandoned. Any number may be prepared at once, as
+    long as no object is written by two of them (whoever calls sees to that), except where `exclusive` says
+    that there can be one only. `commit` is called by one thread at a time.
     All reading raises ZODB's POSKeyError for what does not exist.
     """
 
     name: str
+    #: Whether only one transaction can be prepared at a time; its tid must then be known at `prepare`.
+    exclusive: bool
     read_only: bool
     supports_undo: bool
     #: Whether the storage keeps blobs, which are not served.
@@ -48,6 +53,17 @@ class Engine(Protocol):
     supports_record_iteration: bool
     #: (module, name) of every interface that the storage provides.
     interfaces: tuple[tuple[str, str], ...]
+
+    @property
+    def failure(self) -> str:
+        """What went wrong in the background, if anything did: the engine must not be used then."""
+
+    @property
+    def resolves_conflicts(self) -> bool:
+        """Whether conflicts are resolved in the engine, instead of being told."""
+
+    def resolve_conflicts(self) -> None:
+        """From now on resolve conflicts in the engine, which runs the application's code there."""
 
     def last_tid(self) -> bytes:
         """The newest tid, durable or not."""
@@ -87,15 +103,24 @@ class Engine(Protocol):
     def count(self) -> int:
         """The number of objects, approximately."""
 
-    def prepare(self, tid: bytes, info: TransactionInfo, operations: Iterable[Operation]) -> "Prepared":
-        """Do everything that can fail. Afterwards `finish` or `abandon` follows, unless this raised or
-        found conflicts; then nothing of the transaction is left."""
+    def prepare(
+        self, tid: bytes | None, info: TransactionInfo, operations: Iterable[Operation]
+    ) -> "Prepared":
+        """Do everything that can fail. Afterwards `commit` or `abandon` follows, unless this raised or
+        found conflicts; then nothing of the transaction is left. *tid* is given to exclusive engines only."""
 
-    def finish(self) -> None:
-        """Make the prepared transaction durable. If this raises, the engine must not be used again."""
+    def commit(self, batch: "Sequence[Commit]") -> None:
+        """Make prepared transactions durable, in the order of their tids. If this raises, the engine must
+        not be used again: what is on the disk can't be known."""
 
-    def abandon(self) -> None:
-        """Forget the prepared transaction."""
+    def abandon(self, prepared: "Prepared") -> None:
+        """Forget a prepared transaction."""
+
+    def outcomes(self) -> "Outcomes":
+        """What is known, when the engine is opened, of transactions that were committed before."""
+
+    def checkpoint(self) -> bytes:
+        """Have everything committed so far in the storage's own files, durable there; the tid reached."""
 
     def pack(self, time: float) -> None:
         """Remove what is not needed to read the state at *time* (seconds since the epoch) and later."""
@@ -104,15 +129,16 @@ class Engine(Protocol):
 
 
 class Prepared:
-    """What `Engine.prepare` found: conflicts to resolve, or what was written."""
+    """What `Engine.prepare` found: conflicts to resolve, or what will be written. Engines add to it."""
 
-    __slots__ = ("conflicts", "oids", "resolved")
+    __slots__ = ("conflicts", "oids", "resolved", "size_bytes")
 
     def __init__(
         self,
         conflicts: Sequence[Conflict] = (),
         oids: Sequence[bytes] = (),
         resolved: Sequence[bytes] = (),
+        size_bytes: int = 0,
     ) -> None:
         #: If there are any, nothing was prepared.
         self.conflicts = conflicts
@@ -120,6 +146,28 @@ class Prepared:
         self.oids = oids
         #: Those whose data became another than the client knows, by undo or by resolution in the storage.
         self.resolved = resolved
+        #: What it will take in the storage, approximately.
+        self.size_bytes = size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One transaction of a batch: its tid, and its client-made id (empty if the client made none)."""
+
+    tid: bytes
+    id: bytes
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The client-made ids of the latest transactions that were committed, oldest first, with their tids.
+
+    After *floor* every one is known. An engine that keeps none has its last tid there.
+    """
+
+    floor: bytes
+    committed: Sequence[tuple[bytes, bytes]] = ()
 
 
 class ObjectCache(Protocol):

@@ -53,16 +53,21 @@ def test_addresses(arguments: list[str], addresses: list[Listening]) -> None:
 
 def test_other_options() -> None:
     found = given(
-        "--memory", "--read-only", "--msgpack", "--transaction-timeout", "2.5", "--pid-file", "zoo.pid"
-    )
+        "--memory", "--read-only", "--msgpack", "--transaction-timeout", "2.5", "--pid-file", "zoo.pid",
+        "--resolve-conflicts",
+    )  # fmt: skip
     assert (found.read_only, found.offer, found.transaction_timeout_s, found.pid_file) == (
         True, "M5", 2.5, Path("zoo.pid"),
     )  # fmt: skip
+    assert found.resolve_conflicts
 
 
 def test_what_is_not_given_is_as_documented() -> None:
     found, default = given("--memory"), ServingOptions()
-    for name in ("read_only", "offer", "transaction_timeout_s", "pid_file", "invalidation_log_transactions"):
+    for name in (
+        "read_only", "offer", "transaction_timeout_s", "pid_file", "invalidation_log_transactions",
+        "resolve_conflicts",
+    ):  # fmt: skip
         assert getattr(found, name) == getattr(default, name)
 
 
@@ -93,9 +98,10 @@ def test_a_configuration_file(configuration: Path) -> None:
 def test_options_win_over_the_configuration_file(configuration: Path) -> None:
     found = given(
         "-C", configuration, "-p", 7700, "--transaction-timeout", 9, "--pid-file", "x.pid",
-        "--msgpack", "--read-only",
+        "--msgpack", "--read-only", "--resolve-conflicts",
     )  # fmt: skip
     assert found.addresses == (TcpAddress("localhost", 7700),)
+    assert found.resolve_conflicts
     assert (found.transaction_timeout_s, found.pid_file, found.offer, found.read_only) == (
         9, Path("x.pid"), "M5", True,
     )  # fmt: skip

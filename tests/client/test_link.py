@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from transaction.interfaces import TransientError
+from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import POSKeyError, ReadOnlyError, StorageError
 
 from tests.client.scenes import (
@@ -36,8 +37,9 @@ from tests.peers import wait_until
 from zeoid import ClientStorage, limits
 from zeoid.errors import ClientError, Disconnected, TimedOut
 from zeoid.model import NO_TID
-from zeoid.testing import Call, ScriptedConnection
+from zeoid.testing import INFO, Call, ScriptedConnection
 from zeoid.wire.codec import codec_for
+from zeoid.wire.messages import EXTENSIONS
 
 SHORT_S = 0.2
 #: Prompt: long before any deadline.
@@ -806,3 +808,59 @@ def test_a_unix_socket(scene: Scene, tmp_path: Path) -> None:
     storage, connection = scene.connected(T1, server=server)
     ping(storage, connection)
     assert storage.getName() == f"{path} (connected to {path})"
+
+
+# What a server knows beyond ZEO's methods -------------------------------------------------------------
+
+
+def begins_with(storage: ClientStorage, connection: ScriptedConnection) -> Call:
+    """The first message of a transaction."""
+    transaction = TransactionMetaData()
+    storage.tpc_begin(transaction)
+    voting = Task(storage.tpc_vote, transaction)
+    call = connection.expect()
+    vote = connection.expect("vote") if call.one_way else call
+    connection.answer(vote, [])
+    voting.result()
+    storage.tpc_abort(transaction)
+    connection.expect("tpc_abort")
+    return call
+
+
+def test_extensions_are_those_of_the_connection(scene: Scene) -> None:
+    """The next server may be of another kind: a stock one is never asked for what it does not know."""
+    server = scene.server()
+    storage = scene.storage(server)
+    for extensions in (EXTENSIONS, (), EXTENSIONS, ()):
+        connection = server.accept()
+        connection.welcome(T1, extensions=extensions)
+        wait_until(storage.is_connected, "a connection")
+        name = "tpc_prepare" if extensions else "tpc_begin"
+        assert begins_with(storage, connection).name == name
+        connection.close()
+        wait_until(lambda: not storage.is_connected(), "the end of the connection")
+
+
+def test_extensions_of_a_later_version(scene: Scene) -> None:
+    """What we do not know we do not use."""
+    server = scene.server()
+    storage = scene.storage(server)
+    connection = server.accept()
+    connection.welcome(T1, extensions=["tpc_teleport", "ping", "tpc_begin"])
+    wait_until(storage.is_connected, "a connection")
+    assert begins_with(storage, connection).name == "tpc_begin"
+    channel = storage._link.ready
+    assert channel is not None
+    assert storage._link.extensions(channel) == frozenset()
+
+
+@pytest.mark.parametrize("extensions", [None, "tpc_prepare", 5, {"tpc_prepare": 1}], ids=repr)
+def test_extensions_that_are_no_list(scene: Scene, extensions: Any) -> None:
+    """Such a server is not used, and the next one is tried."""
+    server = scene.server()
+    storage = scene.storage(server)
+    connection = server.accept()
+    connection.welcome(T1, info={**INFO, "extensions": extensions})
+    assert connection.expect_end() == []
+    welcomed(storage, server, T1)
+    assert storage.is_connected()

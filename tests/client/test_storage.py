@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from tests.client.scenes import (
     T1,
     T2,
     T3,
+    T4,
     Held,
     Scene,
     Task,
@@ -47,6 +49,7 @@ from zeoid import ClientStorage, limits
 from zeoid.errors import ConfigurationError, Disconnected, TimedOut
 from zeoid.model import MAX_TID, NO_TID
 from zeoid.testing import INFO, ScriptedConnection
+from zeoid.wire.messages import EXTENSIONS
 
 SHORT_S = 0.15
 PROMPT_S = 5.0
@@ -460,6 +463,92 @@ def test_one_transaction_at_a_time(scene: Scene) -> None:
     third.result()
 
 
+def extended(scene: Scene, **keywords: Any) -> tuple[ClientStorage, ScriptedConnection]:
+    """A client of a server that has the extensions."""
+    server = scene.server()
+    storage = scene.storage(server, **keywords)
+    connection = server.accept()
+    connection.welcome(T1, extensions=EXTENSIONS)
+    wait_until(storage.is_connected, "a connection")
+    return storage, connection
+
+
+def test_transactions_side_by_side(scene: Scene) -> None:
+    """On a server that has the extensions: they are prepared at once, and finished in any order."""
+    storage, connection = extended(scene)
+    transactions = [meta() for _ in range(3)]
+    for number, transaction in enumerate(transactions):
+        storage.tpc_begin(transaction)
+        storage.store(oid(number), NO_TID, b"%d" % number, "", transaction)
+    votes = [Task(storage.tpc_vote, transaction) for transaction in transactions]
+    calls = {call.args[2][0][1]: call for call in [connection.expect("tpc_prepare") for _ in votes]}
+    for number in (2, 0, 1):
+        connection.answer(calls[oid(number)], [])
+        votes[number].result()
+    ended: list[bytes] = []
+    finishes = [Task(storage.tpc_finish, transaction, ended.append) for transaction in transactions]
+    numbers = {calls[oid(number)].args[0]: number for number in range(3)}
+    tids = {}
+    for last in (T2, T3, T4):
+        call = connection.expect("tpc_finish")
+        tids[numbers[call.args[0]]] = last
+        connection.answer(call, last)
+    assert [finish.result() for finish in finishes] == [tids[number] for number in range(3)]
+    assert ended == [T2, T3, T4]
+    for number in range(3):
+        assert storage.loadBefore(oid(number), at(T4)) == (b"%d" % number, tids[number], None)
+    assert storage.tpc_transaction() is None
+
+
+def test_no_more_transactions_side_by_side_than_a_server_allows(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TRANSACTIONS_PER_CONNECTION", 3)
+    storage, _ = extended(scene)
+    transactions = [meta() for _ in range(3)]
+    for transaction in transactions:
+        storage.tpc_begin(transaction)
+    waiting = [Task(storage.tpc_begin, meta()) for _ in range(2)]
+    assert all(task.is_held_up() for task in waiting)
+    storage.tpc_abort(transactions[0])
+    storage.tpc_abort(transactions[1])
+    for task in waiting:
+        task.result(PROMPT_S)
+
+
+def test_waiting_for_a_turn_on_a_server_that_gives_way_to_another(scene: Scene) -> None:
+    """Whoever waited goes on the connection that there is then, in its way of speaking."""
+    server = scene.server()
+    storage, connection = scene.connected(T1, server=server)
+    first, second = meta(), meta()
+    storage.tpc_begin(first)
+    beginning = Task(storage.tpc_begin, second)
+    assert beginning.is_held_up()
+    connection.close()
+    again = server.accept()
+    again.welcome(T1, extensions=EXTENSIONS)
+    wait_until(storage.is_connected, "a connection")
+    storage.tpc_abort(first)
+    beginning.result(PROMPT_S)
+    voting = Task(storage.tpc_vote, second)
+    again.answer(again.expect("tpc_prepare"), [])
+    voting.result()
+
+
+def test_a_turn_passes_on_when_who_was_told_of_it_fails(scene: Scene) -> None:
+    """One that waited is told that it may go, but can't; the next one may."""
+    storage, _ = scene.connected(T1)
+    first = meta()
+    storage.tpc_begin(first)
+    unsendable = Task(storage.tpc_begin, TransactionMetaData("", "", {"k": object()}))
+    assert unsendable.is_held_up()
+    beginning = Task(storage.tpc_begin, meta())
+    assert beginning.is_held_up()
+    storage.tpc_abort(first)
+    assert isinstance(unsendable.outcome(PROMPT_S), zeoid.errors.UnsendableValue)
+    beginning.result(PROMPT_S)
+
+
 def test_closing_wakes_who_waits_for_their_turn(scene: Scene) -> None:
     storage, _ = scene.connected(T1, wait_timeout=60.0)
     storage.tpc_begin(meta())
@@ -477,10 +566,15 @@ def test_a_transaction_that_cannot_be_begun_ends_its_turn(scene: Scene) -> None:
     Task(storage.tpc_begin, meta()).result()
 
 
-def test_a_transaction_that_is_interrupted_anywhere() -> None:
+@pytest.mark.parametrize("extensions", [(), EXTENSIONS], ids=["stock", "extended"])
+def test_a_transaction_that_is_interrupted_anywhere(
+    monkeypatch: pytest.MonkeyPatch, extensions: tuple[str, ...]
+) -> None:
     """Ctrl-C at every place of a commit. The transaction is aborted, as the transaction package does; the
     next one goes through, on this connection or another.
     """
+    welcome = partialmethod(ScriptedConnection.welcome, extensions=extensions)
+    monkeypatch.setattr(ScriptedConnection, "welcome", welcome)
     tids = itertools.count(int.from_bytes(T2, "big"))
 
     def answer(connection: int, call: Any) -> Any:

@@ -52,11 +52,12 @@ def test_an_invalidation_is_told_and_then_shown(view: View) -> None:
     [
         lambda view: view.invalidate(T2, [OID]),
         lambda view: view.finished(T2, {OID: b"data"}, view.mark, None),
+        lambda view: view.learned(T2, [OID], None),
         lambda view: view.catch_up(T2, [OID]),
         lambda view: view.start_over(T2),
         lambda view: view.begin(T2),
     ],
-    ids=["invalidate", "finished", "catch_up", "start_over", "begin"],
+    ids=["invalidate", "finished", "learned", "catch_up", "start_over", "begin"],
 )
 def test_the_last_tid_never_goes_back(view: View, late: Any) -> None:
     """A connection that was given up may still be delivering while the next one is verified."""
@@ -108,10 +109,11 @@ class Log:
             lambda log: log.view.finished(T2, {OID: b"data"}, log.view.mark, lambda _: log.note("database")),
             ["cache", "store", "database"],
         ),
+        (lambda log: log.view.learned(T2, [OID], lambda _: log.note("database")), ["cache", "database"]),
         (lambda log: log.view.catch_up(T2, [OID]), ["cache", "database"]),
         (lambda log: log.view.start_over(T2), ["cache", "database"]),
     ],
-    ids=["invalidate", "finished", "catch_up", "start_over"],
+    ids=["invalidate", "finished", "learned", "catch_up", "start_over"],
 )
 def test_the_cache_first_then_the_database_then_the_tid(change: Any, expected: list[str]) -> None:
     """All of it before the last tid advances; it may be asked for meanwhile, by the thread that applies."""
@@ -121,7 +123,7 @@ def test_the_cache_first_then_the_database_then_the_tid(change: Any, expected: l
     assert log.view.last_tid() == T2
 
 
-@pytest.mark.parametrize("how", ["invalidate", "catch_up", "start_over", "finished"])
+@pytest.mark.parametrize("how", ["invalidate", "catch_up", "start_over", "finished", "learned"])
 def test_nobody_sees_the_tid_before_everybody_was_told(view: View, how: str) -> None:
     held = Held()
 
@@ -139,6 +141,7 @@ def test_nobody_sees_the_tid_before_everybody_was_told(view: View, how: str) -> 
             "catch_up": lambda: view.catch_up(T2, [OID]),
             "start_over": lambda: view.start_over(T2),
             "finished": lambda: view.finished(T2, {}, view.mark, lambda tid: held.stop_here()),
+            "learned": lambda: view.learned(T2, [], lambda tid: held.stop_here()),
         }[how]
     )
     held.wait_for_entry()
@@ -315,6 +318,42 @@ def test_more_invalidations_than_are_remembered_while_a_commit_was_under_way(vie
     last = tid(next(numbers))
     view.finished(last, {OID: b"mine"}, mark, None)
     assert view.lookup(OID, at(last)) is None
+
+
+def test_an_own_commit_that_a_later_connection_told_of(view: View) -> None:
+    """What was current may have ended with it or before: that is forgotten. What had ended stays."""
+    told: list[bytes] = []
+    view.loaded((OID, view.mark), (b"oldest", tid(1), T1))
+    view.loaded((OID, view.mark), (b"old", T1, None))
+    view.loaded((OTHER, view.mark), (b"other", T1, None))
+    view.learned(T2, [OID], told.append)
+    assert told == [T2]
+    assert heard(view) == [], "the database is told by the callback"
+    assert view.last_tid() == T2
+    assert view.lookup(OID, T1) == (b"oldest", tid(1), T1)
+    assert view.lookup(OID, T2) is None
+    assert view.lookup(OID, at(T2)) is None
+    assert view.lookup(OTHER, at(T2)) == (b"other", T1, None)
+
+
+def test_a_commit_of_another_that_is_newer_than_the_own_one_learned_late(view: View) -> None:
+    """No revision gets an end from it: that the other one was between is not known here."""
+    view.catch_up(T3, [OID])
+    view.loaded((OID, view.mark), (b"theirs", T3, None))
+    view.learned(T2, [OID], None)
+    assert view.last_tid() == T3
+    for before in (T2, at(T2), T3):
+        assert view.lookup(OID, before) is None
+    view.loaded((OID, view.mark), (b"theirs", T3, None))
+    assert view.lookup(OID, at(T3)) == (b"theirs", T3, None)
+
+
+def test_a_reply_that_was_under_way_when_an_own_commit_was_learned(view: View) -> None:
+    mark = view.mark
+    view.learned(T2, [OID], None)
+    assert view.loaded((OID, mark), (b"old", T1, None)) == (b"old", T1, T2)
+    assert view.loaded((OID, mark), (b"mine", T2, None)) == (b"mine", T2, None)
+    assert view.lookup(OID, at(T2)) == (b"mine", T2, None)
 
 
 # Verification -----------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from ZODB.utils import p64
 
 from zeoid.commit.invalidations import InvalidationLog
 from zeoid.engines.opening import open_filestorage
-from zeoid.engines.storage import StorageEngine
 from zeoid.model import NO_TID, Store, TransactionInfo, tid_before
+from zeoid.ports import Commit, Engine
 
 A, B, C, D = (p64(number) for number in (1, 2, 3, 4))
 
@@ -196,18 +196,18 @@ def test_the_bounds_hold_for_what_the_storage_remembers() -> None:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[StorageEngine]:
+def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = open_filestorage(tmp_path / "Data.fs")
     yield engine
     engine.close()
 
 
-def commit(engine: StorageEngine, number: int, *oids: bytes) -> None:
-    engine.prepare(tid(number), INFO, [Store(oid, NO_TID, b"data %d" % number) for oid in oids])
-    engine.finish()
+def commit(engine: Engine, number: int, *oids: bytes) -> None:
+    stores = [Store(oid, NO_TID, b"data %d" % number) for oid in oids]
+    engine.commit([Commit(tid(number), b"", engine.prepare(None, INFO, stores))])
 
 
-def test_a_log_filled_from_a_data_file(engine: StorageEngine) -> None:
+def test_a_log_filled_from_a_data_file(engine: Engine) -> None:
     for number, oids in enumerate([[A, B], [C], [D], [p64(7)]], 1):
         commit(engine, number, *oids)
     log = InvalidationLog(engine.last_tid(), engine.last_invalidations(3))
@@ -216,12 +216,12 @@ def test_a_log_filled_from_a_data_file(engine: StorageEngine) -> None:
     assert told(log, tid(1)) is None
 
 
-def test_a_log_filled_from_an_empty_data_file(engine: StorageEngine) -> None:
+def test_a_log_filled_from_an_empty_data_file(engine: Engine) -> None:
     log = InvalidationLog(engine.last_tid(), engine.last_invalidations(1000))
     assert told(log, NO_TID) == (NO_TID, [])
 
 
-def test_more_is_asked_for_than_a_data_file_has(engine: StorageEngine) -> None:
+def test_more_is_asked_for_than_a_data_file_has(engine: Engine) -> None:
     commit(engine, 1, A)
     commit(engine, 2, B)
     log = InvalidationLog(engine.last_tid(), engine.last_invalidations(1000))

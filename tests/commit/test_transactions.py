@@ -29,16 +29,7 @@ from tests.commit.desk import (
     waiting,
 )
 from zeoid import limits
-from zeoid.commit.transactions import (
-    Abandon,
-    Action,
-    Fail,
-    Finish,
-    Publish,
-    Reply,
-    State,
-    Transaction,
-)
+from zeoid.commit.actions import Abandon, Action, Commit, Fail, Prepare, Publish, Reply, State, Transaction
 from zeoid.model import (
     CheckCurrent,
     Delete,
@@ -80,6 +71,7 @@ OPERATION = {
     State.PREPARING: Cell(NOTHING, State.PREPARING, broken=True),
     State.RESOLVING: unchanged(State.RESOLVING),
     State.PREPARED: Cell(NOTHING, State.PREPARED, broken=True),
+    # That it is broken means nothing any more: it is committed.
     State.FINISHING: Cell(NOTHING, State.FINISHING, broken=True),
     State.DOOMED: unchanged(State.DOOMED),
 }
@@ -97,7 +89,7 @@ FINISH = {
     State.WAITING: refused(State.WAITING),
     State.PREPARING: refused(State.PREPARING),
     State.RESOLVING: refused(State.RESOLVING),
-    State.PREPARED: Cell(["Finish us"], State.FINISHING),
+    State.PREPARED: Cell(["Commit us"], State.FINISHING),
     State.FINISHING: refused(State.FINISHING),
     State.DOOMED: refused(State.DOOMED),
 }
@@ -120,6 +112,16 @@ DEADLINE = {
     State.FINISHING: unchanged(State.FINISHING),
     State.DOOMED: unchanged(State.DOOMED),
 }
+OUTCOME = {
+    State.STORING: Cell(["Decide asker: no"], OVER),
+    State.WAITING: Cell(["Fail us", "Decide asker: no"], OVER),
+    State.PREPARING: Cell(["Fail us", "Decide asker: no"], State.DOOMED),
+    State.RESOLVING: Cell(["Decide asker: no"], OVER),
+    State.PREPARED: Cell(["Abandon us", "Decide asker: no"], OVER),
+    # The answer comes with the engine's.
+    State.FINISHING: unchanged(State.FINISHING),
+    State.DOOMED: Cell(["Decide asker: no"], State.DOOMED),
+}
 
 
 def check(cell: Cell, desk: Desk, transaction: Transaction, event: Callable[[], list[Action] | None]) -> None:
@@ -128,13 +130,12 @@ def check(cell: Cell, desk: Desk, transaction: Transaction, event: Callable[[], 
             event()
     else:
         assert brief(event() or []) == cell.actions
-    if cell.becomes == OVER:
-        assert desk.machine.find("us", 1) is None
-        assert desk.machine.holder is not transaction
+    if cell.becomes in (OVER, State.DOOMED):
+        assert desk.find("us") is None
     else:
+        assert desk.find("us") is transaction
+    if cell.becomes != OVER:
         assert transaction.state is cell.becomes
-        known = transaction if cell.becomes is not State.DOOMED else None
-        assert desk.machine.find("us", 1) is known
     assert (transaction.broken is not None) is cell.broken
 
 
@@ -169,41 +170,59 @@ def test_finish(state: State) -> None:
     check(FINISH[state], desk, transaction, lambda: desk.finish("us"))
 
 
-@every_state(ABORT)
-def test_abort(state: State) -> None:
-    desk = Desk()
-    transaction = STATES[state](desk)
-    check(ABORT[state], desk, transaction, lambda: desk.abort("us"))
+def let_the_other_finish(desk: Desk) -> None:
+    """Whoever holds what we wait for is alive, and slow; so nothing happens to it instead of to us."""
+    if desk.find("other") is not None:
+        assert brief(desk.finish("other")) == ["Commit other"]
+
+
+def check_and_clear(
+    cell: Cell, desk: Desk, transaction: Transaction, event: Callable[[], list[Action]]
+) -> None:
+    """The same; and what is over holds nothing, and waits for nothing."""
+    check(cell, desk, transaction, event)
+    other = desk.find("other")
+    if other is not None:
+        assert brief(desk.committed(other)) == ["Publish other", "Reply other"]
+    assert desk.is_idle() is (cell.becomes == OVER)
 
 
 @every_state(ABORT)
-def test_the_loss_of_the_connection_is_an_abort(state: State) -> None:
+@pytest.mark.parametrize("event", ["abort", "gone"])
+def test_abort_and_the_loss_of_the_connection(state: State, event: str) -> None:
     desk = Desk()
     transaction = STATES[state](desk)
-    check(ABORT[state], desk, transaction, lambda: desk.gone("us"))
+    let_the_other_finish(desk)
+    check_and_clear(ABORT[state], desk, transaction, lambda: getattr(desk, event)("us"))
 
 
 @every_state(DEADLINE)
 def test_deadline(state: State) -> None:
     desk = Desk()
     transaction = STATES[state](desk)
-    if state is State.WAITING:
-        # The holder before us is alive, and slow.
-        other = desk.get("other")
-        desk.finish("other")
-        assert other.state is State.FINISHING
-    check(DEADLINE[state], desk, transaction, lambda: desk.later(max(TIMEOUT_S, VOTE_WAIT_S)))
+    let_the_other_finish(desk)
+    check_and_clear(DEADLINE[state], desk, transaction, lambda: desk.later(max(TIMEOUT_S, VOTE_WAIT_S)))
 
 
 @every_state(DEADLINE)
 def test_just_before_the_deadline(state: State) -> None:
     desk = Desk()
     transaction = STATES[state](desk)
-    assert desk.later(TIMEOUT_S - 0.001) == []
+    let_the_other_finish(desk)
+    patience_s = VOTE_WAIT_S if state is State.WAITING else TIMEOUT_S
+    assert desk.later(patience_s - 0.001) == []
     assert transaction.state is state
 
 
-def test_waiting_becomes_preparing_when_the_lock_is_free() -> None:
+@every_state(OUTCOME)
+def test_outcome(state: State) -> None:
+    desk = Desk()
+    transaction = STATES[state](desk)
+    let_the_other_finish(desk)
+    check_and_clear(OUTCOME[state], desk, transaction, lambda: desk.outcome(b"us"))
+
+
+def test_waiting_becomes_preparing_when_the_locks_are_free() -> None:
     desk = Desk()
     transaction = waiting(desk)
     assert brief(desk.abort("other")) == ["Abandon other", "Prepare us"]
@@ -213,9 +232,15 @@ def test_waiting_becomes_preparing_when_the_lock_is_free() -> None:
 def test_preparing_becomes_prepared() -> None:
     desk = Desk()
     transaction = preparing(desk)
-    actions = desk.machine.prepared(transaction, [A, B], [B], *desk.times)
-    assert actions == [Reply(transaction, [B])]
+    assert desk.prepared(transaction, oids=[A, B], resolved=[B]) == [Reply(transaction, [B])]
     assert transaction.state is State.PREPARED
+
+
+def test_what_the_engine_has_is_not_kept_twice() -> None:
+    desk = Desk()
+    transaction = preparing(desk)
+    desk.prepared(transaction)
+    assert transaction.operations == []
 
 
 def test_preparing_fails() -> None:
@@ -223,55 +248,49 @@ def test_preparing_fails() -> None:
     transaction = preparing(desk)
     problem = StorageError("disk full")
     assert desk.failed(transaction, problem) == [Fail(transaction, problem)]
-    assert desk.machine.find("us", 1) is None
-    assert desk.machine.holder is None
+    assert desk.is_idle()
 
 
 def test_finishing_becomes_committed() -> None:
     desk = Desk()
     transaction = finishing(desk)
-    assert desk.finished(transaction) == [Publish(transaction), Reply(transaction, transaction.tid)]
-    assert desk.machine.find("us", 1) is None
-    assert desk.machine.holder is None
+    assert desk.committed(transaction) == [Publish(transaction), Reply(transaction, transaction.tid)]
     assert desk.machine.last_tid == transaction.tid
+    assert desk.is_idle()
 
 
 # Doomed: given up while the engine was at it --------------------------------------------------------------
 
 
-def test_the_doomed_is_abandoned_when_the_engine_has_prepared_it() -> None:
+def after_the_doomed(desk: Desk, transaction: Transaction, said: str) -> list[str]:
+    """What follows when the engine at last says something of it."""
+    match said:
+        case "prepared":
+            return brief(desk.prepared(transaction))
+        case "conflicted":
+            return brief(desk.conflicted(transaction))
+        case _:
+            return brief(desk.failed(transaction, StorageError("disk full")))
+
+
+#: There is something to abandon only where something was prepared.
+ABANDONED = {"prepared": ["Abandon us"], "conflicted": NOTHING, "failed": NOTHING}
+
+
+@pytest.mark.parametrize("said", ABANDONED)
+def test_the_doomed_is_forgotten_when_the_engine_is_done_with_it(said: str) -> None:
+    desk = Desk()
+    assert after_the_doomed(desk, doomed(desk), said) == ABANDONED[said]
+    assert desk.is_idle()
+
+
+@pytest.mark.parametrize("said", ABANDONED)
+def test_after_the_doomed_comes_the_next(said: str) -> None:
+    """The engine must not be asked to prepare an object that it is still working on."""
     desk = Desk()
     transaction = doomed(desk)
-    assert desk.prepared(transaction) == [Abandon(transaction)]
-    assert desk.machine.holder is None
-
-
-def test_there_is_nothing_to_abandon_when_the_doomed_had_conflicts() -> None:
-    desk = Desk()
-    transaction = doomed(desk)
-    assert desk.conflicted(transaction) == []
-    assert desk.machine.holder is None
-
-
-def test_there_is_nothing_to_abandon_when_the_doomed_failed() -> None:
-    desk = Desk()
-    transaction = doomed(desk)
-    assert desk.failed(transaction, StorageError("disk full")) == []
-    assert desk.machine.holder is None
-
-
-@pytest.mark.parametrize("outcome", ["prepared", "conflicted", "failed"])
-def test_after_the_doomed_comes_the_next(outcome: str) -> None:
-    desk = Desk()
-    transaction = doomed(desk)
-    desk.begin("next")
-    assert desk.vote("next") == []
-    if outcome == "prepared":
-        assert brief(desk.prepared(transaction)) == ["Abandon us", "Prepare next"]
-    elif outcome == "conflicted":
-        assert brief(desk.conflicted(transaction)) == ["Prepare next"]
-    else:
-        assert brief(desk.failed(transaction, StorageError("disk full"))) == ["Prepare next"]
+    assert desk.voted("next", A) == []
+    assert after_the_doomed(desk, transaction, said) == [*ABANDONED[said], "Prepare next"]
 
 
 def test_the_id_of_the_doomed_can_be_used_again() -> None:
@@ -280,12 +299,23 @@ def test_the_id_of_the_doomed_can_be_used_again() -> None:
     dead = doomed(desk)
     alive = desk.begin("us")
     assert alive is not dead
-    desk.store("us", B)
+    desk.store("us", A)
     assert desk.vote("us") == []  # it waits for the engine to be done with the dead one
     assert brief(desk.prepared(dead)) == ["Abandon us", "Prepare us"]
-    assert desk.machine.holder is alive
+    assert desk.get("us") is alive
     assert desk.prepared(alive) == [Reply(alive, [])]
-    assert desk.finish("us") == [Finish(alive)]
+    assert desk.finish("us") == [Commit([alive])]
+
+
+def test_one_that_resolved_its_conflicts_is_doomed_as_well() -> None:
+    desk = Desk()
+    transaction = resolving(desk)
+    desk.store("us")
+    assert desk.vote("us") == [Prepare(transaction)]
+    assert brief(desk.gone("us")) == ["Fail us"]
+    assert transaction.state is State.DOOMED
+    assert desk.prepared(transaction) == [Abandon(transaction)]
+    assert desk.is_idle()
 
 
 # Every vote gets an answer --------------------------------------------------------------------------------
@@ -323,26 +353,25 @@ def test_a_broken_transaction_fails_at_vote_with_what_broke_it() -> None:
     desk = Desk()
     problem = StorageError("not understood")
     transaction = desk.begin("us")
-    desk.machine.break_("us", 1, problem)
+    desk.break_("us", problem)
     desk.store("us")
     assert desk.vote("us") == [Fail(transaction, problem)]
-    assert desk.machine.find("us", 1) is None
-    assert desk.machine.holder is None
+    assert desk.is_idle()
 
 
 def test_the_first_of_several_problems_is_told() -> None:
     desk = Desk()
     first, second = StorageError("first"), StorageError("second")
     desk.begin("us")
-    desk.machine.break_("us", 1, first)
-    desk.machine.break_("us", 1, second)
+    desk.break_("us", first)
+    desk.break_("us", second)
     assert problems(desk.vote("us")) == [first]
 
 
 def test_a_transaction_may_be_broken_from_the_start() -> None:
     desk = Desk()
     problem = ReadOnlyError()
-    desk.machine.begin("us", 1, INFO, problem)
+    desk.machine.begin("us", b"us", INFO, problem)
     desk.store("us")
     assert problems(desk.vote("us")) == [problem]
 
@@ -350,7 +379,7 @@ def test_a_transaction_may_be_broken_from_the_start() -> None:
 def test_operations_of_a_broken_transaction_are_not_kept() -> None:
     desk = Desk()
     transaction = desk.begin("us")
-    desk.machine.break_("us", 1, StorageError("broken"))
+    desk.break_("us", StorageError("broken"))
     for _ in range(100):
         desk.store("us", data=b"x" * 1000)
     assert transaction.operations == []
@@ -369,8 +398,7 @@ def test_what_was_broken_while_it_waited_fails_when_its_turn_comes() -> None:
 def test_the_next_in_the_queue_does_not_wait_for_a_broken_one() -> None:
     desk = Desk()
     waiting(desk)
-    desk.begin("third")
-    desk.vote("third")
+    assert desk.voted("third", A) == []
     desk.store("us", B)
     assert brief(desk.abort("other")) == ["Abandon other", "Fail us", "Prepare third"]
 
@@ -383,7 +411,7 @@ def test_what_was_broken_while_it_was_prepared_fails_at_finish() -> None:
     actions = desk.finish("us")
     assert brief(actions) == ["Fail us", "Abandon us"]
     assert "after the vote" in str(problems(actions)[0])
-    assert desk.machine.holder is None
+    assert desk.is_idle()
 
 
 def test_an_operation_without_a_beginning_fails_at_vote() -> None:
@@ -396,7 +424,7 @@ def test_an_operation_without_a_beginning_fails_at_vote() -> None:
 def test_an_operation_that_was_not_understood_and_has_no_beginning() -> None:
     desk = Desk()
     problem = StorageError("not understood")
-    desk.machine.break_("us", 1, problem)
+    desk.break_("us", problem)
     assert problems(desk.vote("us")) == [problem]
 
 
@@ -414,7 +442,7 @@ def test_aborting_what_never_began_does_nothing() -> None:
 def test_to_begin_twice_changes_nothing() -> None:
     desk = Desk()
     transaction = storing(desk)
-    desk.machine.begin("us", 1, TransactionInfo(b"another", b"", {}), StorageError("broken"))
+    desk.machine.begin("us", b"us", TransactionInfo(b"another", b"", {}), StorageError("broken"))
     assert desk.get("us") is transaction
     assert (transaction.info, transaction.broken) == (INFO, None)
 
@@ -431,12 +459,13 @@ def test_conflicts_are_put_to_the_client() -> None:
     )  # fmt: skip
 
 
-def test_the_lock_is_kept_while_the_client_resolves() -> None:
+def test_the_locks_are_kept_while_the_client_resolves() -> None:
     desk = Desk()
     transaction = resolving(desk)
-    desk.begin("other")
-    assert desk.vote("other") == []
-    assert desk.machine.holder is transaction
+    assert desk.voted("other", A) == []
+    desk.store("us")
+    assert desk.vote("us") == [Prepare(transaction)]
+    assert brief(desk.failed(transaction, StorageError("disk full"))) == ["Fail us", "Prepare other"]
 
 
 def test_a_resolved_store_takes_the_place_of_the_one_that_met_the_conflict() -> None:
@@ -448,8 +477,8 @@ def test_a_resolved_store_takes_the_place_of_the_one_that_met_the_conflict() -> 
     desk.vote("us")
     desk.conflicted(transaction, CONFLICT)
     desk.operate("us", Store(A, p64(7), b"both"))
-    assert transaction.operations == [Store(A, p64(7), b"both"), check, Store(B, p64(5), b"else")]
     assert brief(desk.vote("us")) == ["Prepare us"]
+    assert transaction.operations == [Store(A, p64(7), b"both"), check, Store(B, p64(5), b"else")]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +493,7 @@ def test_only_what_is_in_conflict_may_be_stored_again(operation: Operation) -> N
     actions = desk.vote("us")
     assert brief(actions) == ["Fail us"]
     assert "after the vote" in str(problems(actions)[0])
-    assert desk.machine.holder is None
+    assert desk.is_idle()
 
 
 def test_a_conflict_is_resolved_once() -> None:
@@ -499,7 +528,7 @@ def test_the_ninth_round_with_conflicts_is_the_last() -> None:
     assert (problem.oid, problem.serials) == (A, (p64(7), p64(5)))
     with pytest.raises(StorageTransactionError):
         desk.finish("us")
-    assert desk.machine.holder is None
+    assert desk.is_idle()
 
 
 def test_the_ninth_round_without_conflicts_commits() -> None:
@@ -510,4 +539,4 @@ def test_the_ninth_round_without_conflicts_commits() -> None:
         desk.store("us")
         desk.vote("us")
     assert brief(desk.prepared(transaction)) == ["Reply us"]
-    assert brief(desk.finish("us")) == ["Finish us"]
+    assert brief(desk.finish("us")) == ["Commit us"]

@@ -1,11 +1,11 @@
-"""Transactions of several owners: their order, their tids, their deadlines, and how many there may be."""
+"""Transactions of several owners: who waits for whom, and how long."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import pytest
-from ZODB.POSException import StorageError, StorageTransactionError
+from ZODB.POSException import StorageError
 
 from tests.commit.desk import (
     INFO,
@@ -13,70 +13,158 @@ from tests.commit.desk import (
     TIMEOUT_S,
     VOTE_WAIT_S,
     A,
+    B,
+    C,
     Desk,
     brief,
+    copied,
     finishing,
     prepared,
-    preparing,
-    problems,
     resolving,
-    storing,
     waiting,
 )
-from zeoid import limits
+from zeoid.commit.actions import Abandon, Expire, State
 from zeoid.commit.tids import next_tid
-from zeoid.commit.transactions import (
-    Abandon,
-    Expire,
-    Prepare,
-    Publish,
-    State,
-    Transactions,
-)
-from zeoid.model import (
-    NO_TID,
-    CheckCurrent,
-    Delete,
-    Operation,
-    Restore,
-    Store,
-    TransactionInfo,
-    Undo,
-    tid_before,
-)
+from zeoid.model import NO_TID, Delete, Operation, Restore, Store, Undo
 
-# Order ----------------------------------------------------------------------------------------------------
+TID = next_tid(NO_TID, NOON + 1000)
+
+# Who waits for whom ---------------------------------------------------------------------------------------
 
 
-def test_votes_are_taken_in_order() -> None:
+def test_votes_on_different_objects_do_not_wait() -> None:
+    desk = Desk()
+    for owner, oid in (("first", A), ("second", B), ("third", C)):
+        assert brief(desk.voted(owner, oid)) == [f"Prepare {owner}"]
+    assert desk.machine.waiting == 0
+
+
+def test_votes_on_one_object_are_taken_in_order() -> None:
     desk = Desk()
     owners = ["first", "second", "third", "fourth"]
     for owner in owners:
-        desk.begin(owner)
-    for owner in owners:
-        desk.vote(owner)
+        desk.voted(owner, A)
     assert desk.machine.waiting == 3
     for owner, following in pairwise(owners):
         transaction = desk.get(owner)
         desk.prepared(transaction)
         desk.finish(owner)
-        assert brief(desk.finished(transaction)) == [
+        assert brief(desk.committed(transaction)) == [
             f"Publish {owner}", f"Reply {owner}", f"Prepare {following}",
         ]  # fmt: skip
 
 
 def test_the_order_of_begins_does_not_matter() -> None:
     desk = Desk()
-    desk.begin("slow")
-    desk.begin("quick")
+    for owner in ("slow", "quick"):
+        desk.begin(owner)
+        desk.store(owner)
     assert brief(desk.vote("quick")) == ["Prepare quick"]
     assert desk.vote("slow") == []
 
 
-def test_publication_comes_before_the_reply_that_reveals_the_tid() -> None:
+def test_a_vote_has_all_its_locks_or_waits() -> None:
+    """And what it waits with keeps others waiting: nobody overtakes it for ever."""
     desk = Desk()
-    transaction = finishing(desk)
-    assert brief(desk.finished(transaction)) == ["Publish us", "Reply us"]
+    desk.hold("first", A)
+    assert desk.voted("second", B, A) == []
+    assert desk.voted("third", B) == []
+    assert brief(desk.abort("first")) == ["Abandon first", "Prepare second"]
+    desk.failed(desk.get("second"), StorageError("disk full"))
+    assert desk.get("third").state is State.PREPARING
+
+
+def test_who_writes_the_same_objects_in_another_order_is_no_deadlock() -> None:
+    desk = Desk()
+    desk.hold("first", A, B)
+    assert desk.voted("second", B, A) == []
+    assert brief(desk.abort("first")) == ["Abandon first", "Prepare second"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [Store(A, NO_TID, b"x"), Restore(A, b"x", None), Delete(A, NO_TID)],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_who_writes_an_object_excludes_all_others(operation: Operation) -> None:
+    desk = Desk()
+    desk.begin("us")
+    desk.operate("us", operation)
+    assert brief(desk.vote("us")) == ["Prepare us"]
+    assert desk.voted("writer", A) == []
+    desk.begin("reader")
+    desk.check("reader", A)
+    assert desk.vote("reader") == []
+
+
+def test_who_depends_on_an_object_shares_it_with_those_who_do_too() -> None:
+    desk = Desk()
+    for owner, written in (("first", B), ("second", C)):
+        desk.begin(owner)
+        desk.check(owner, A)
+        desk.store(owner, written)
+        assert brief(desk.vote(owner)) == [f"Prepare {owner}"]
+    assert desk.voted("writer", A) == []
+    for owner in ("first", "second"):
+        desk.prepared(desk.get(owner))
+    assert brief(desk.abort("first")) == ["Abandon first"]
+    assert brief(desk.abort("second")) == ["Abandon second", "Prepare writer"]
+
+
+def test_who_depends_on_an_object_that_it_also_writes_does_not_share_it() -> None:
+    desk = Desk()
+    desk.begin("us")
+    desk.store("us", A)
+    desk.check("us", A)
+    assert brief(desk.vote("us")) == ["Prepare us"]
+    desk.begin("reader")
+    desk.check("reader", A)
+    assert desk.vote("reader") == []
+
+
+def test_a_reader_does_not_overtake_a_writer_that_waits() -> None:
+    desk = Desk()
+    for owner in ("first", "late"):
+        desk.begin(owner)
+        desk.check(owner, A)
+    assert brief(desk.vote("first")) == ["Prepare first"]
+    assert desk.voted("writer", A) == []
+    assert desk.vote("late") == []
+    desk.prepared(desk.get("first"))
+    assert brief(desk.abort("first")) == ["Abandon first", "Prepare writer"]
+
+
+def test_an_empty_transaction_waits_for_nobody() -> None:
+    desk = Desk()
+    desk.hold("other", A)
+    assert brief(desk.voted("us")) == ["Prepare us"]
+
+
+@pytest.mark.parametrize("kind", ["undo", "copy"])
+def test_what_cannot_be_prepared_beside_others_waits_for_all_and_all_wait_for_it(kind: str) -> None:
+    desk = Desk()
+    desk.hold("before", A)
+    desk.begin("us", info=copied(TID) if kind == "copy" else INFO)
+    desk.operate("us", Undo(b"x") if kind == "undo" else Restore(C, b"x", None))
+    assert desk.vote("us") == []
+    assert desk.voted("after", B) == []
+    assert brief(desk.abort("before")) == ["Abandon before", "Prepare us"]
+    desk.prepared(desk.get("us"), [C])
+    assert brief(desk.abort("us")) == ["Abandon us", "Prepare after"]
+
+
+def test_to_an_exclusive_engine_goes_one_after_the_other() -> None:
+    desk = Desk(exclusive=True)
+    assert brief(desk.voted("first", A)) == ["Prepare first"]
+    assert desk.voted("second", B) == []
+    assert desk.voted("empty") == []
+    transaction = desk.get("first")
+    desk.prepared(transaction)
+    desk.finish("first")
+    assert brief(desk.committed(transaction)) == ["Publish first", "Reply first", "Prepare second"]
+    assert brief(desk.failed(desk.get("second"), StorageError("disk full"))) == [
+        "Fail second", "Prepare empty",
+    ]  # fmt: skip
 
 
 def test_the_engine_forgets_one_before_it_prepares_the_next() -> None:
@@ -85,84 +173,56 @@ def test_the_engine_forgets_one_before_it_prepares_the_next() -> None:
     assert brief(desk.gone("other")) == ["Abandon other", "Prepare us"]
 
 
-# Tids -----------------------------------------------------------------------------------------------------
-
-
-def test_a_tid_is_given_when_the_lock_is() -> None:
+def test_what_came_after_the_finish_is_too_late() -> None:
     desk = Desk()
-    transaction = storing(desk)
-    assert transaction.tid == b""
-    desk.vote("us")
-    assert transaction.tid == next_tid(NO_TID, NOON)
+    transaction = finishing(desk)
+    desk.store("us", B)
+    desk.break_("us", StorageError("not understood"))
+    assert brief(desk.committed(transaction)) == ["Publish us", "Reply us"]
 
 
-def test_tids_increase_even_if_the_clock_goes_back() -> None:
+def test_any_number_of_broken_ones_in_a_row_make_way() -> None:
+    """A peer can have very many, so what follows from the first is no recursion."""
+    desk = Desk(per_owner=5_000)
+    desk.hold("holder", A)
+    for id in range(5_000):
+        assert desk.voted("hostile", A, id=id) == []
+        desk.store("hostile", B, id=id)
+    desk.voted("next", A)
+    assert brief(desk.abort("holder")) == ["Abandon holder", *["Fail hostile"] * 5_000, "Prepare next"]
+
+
+# What is reported -----------------------------------------------------------------------------------------
+
+
+def test_since_when_locks_are_held_is_what_the_oldest_holder_says() -> None:
     desk = Desk()
-    last = desk.commit("us")
-    for seconds in (-3600.0, 0.0, -86400.0, 7200.0):
-        desk.now_s += seconds
-        tid = desk.commit("us")
-        assert tid > last
-        last = tid
+    desk.begin("idle")
+    assert desk.machine.locked_at is None
+    for owner, oid in (("first", A), ("second", B)):
+        desk.now_s += 10
+        desk.hold(owner, oid)
+    assert desk.voted("waits", B) == []
+    assert desk.machine.locked_at == NOON + 10
+    desk.abort("first")
+    assert desk.machine.locked_at == NOON + 20
+    desk.now_s += 5
+    desk.abort("second")
+    assert desk.machine.locked_at == NOON + 25
+    desk.gone("waits")
+    assert desk.machine.locked_at is None
 
 
-def test_the_first_tid_is_later_than_what_the_storage_holds() -> None:
-    future = next_tid(NO_TID, NOON + 1e6)
-    assert Desk(last_tid=future).commit("us") > future
-
-
-def test_the_tid_of_what_was_not_committed_may_be_given_again() -> None:
+def test_how_many_are_under_way_and_how_many_wait() -> None:
     desk = Desk()
-    transaction = preparing(desk)
-    desk.prepared(transaction)
-    desk.abort("us")
-    assert desk.commit("us") == transaction.tid
-
-
-def test_the_tid_of_a_retry_is_made_anew() -> None:
-    desk = Desk()
-    transaction = resolving(desk)
-    first = transaction.tid
-    desk.now_s += 1
-    desk.store("us")
-    desk.vote("us")
-    assert transaction.tid > first
-
-
-def copied(tid: bytes) -> TransactionInfo:
-    return TransactionInfo(b"", b"", {}, tid)
-
-
-def test_a_copied_transaction_keeps_its_tid() -> None:
-    desk = Desk()
-    tid = next_tid(NO_TID, NOON - 1000)
-    transaction = desk.begin("us", info=copied(tid))
-    desk.vote("us")
-    assert transaction.tid == tid
-
-
-@pytest.mark.parametrize("age", ["equal", "older"])
-def test_a_copied_transaction_that_comes_too_late_fails(age: str) -> None:
-    desk = Desk()
-    last = desk.commit("us")
-    desk.begin("us", info=copied(last if age == "equal" else tid_before(last)))
-    actions = desk.vote("us")
-    assert brief(actions) == ["Fail us"]
-    assert "too old" in str(problems(actions)[0])
-    assert desk.machine.active == 0
-    assert desk.machine.last_tid == last
-
-
-def test_whether_a_copy_comes_too_late_shows_when_its_turn_comes() -> None:
-    desk = Desk()
-    tid = next_tid(NO_TID, NOON - 1000)
-    holder = desk.begin("other")
-    desk.vote("other")
-    desk.begin("us", info=copied(tid))
-    assert desk.vote("us") == []
-    desk.prepared(holder)
-    desk.finish("other")
-    assert brief(desk.finished(holder)) == ["Publish other", "Reply other", "Fail us"]
+    desk.begin("stores")
+    desk.hold("holds", A)
+    for owner in ("waits", "too"):
+        desk.voted(owner, A)
+    assert (desk.machine.active, desk.machine.waiting) == (4, 2)
+    assert [transaction.owner for transaction in desk.machine.all()] == ["stores", "holds", "waits", "too"]
+    desk.abort("waits")
+    assert (desk.machine.active, desk.machine.waiting) == (3, 1)
 
 
 # Deadlines ------------------------------------------------------------------------------------------------
@@ -183,13 +243,29 @@ def test_who_expired_is_told_in_which_state() -> None:
     assert desk.later(TIMEOUT_S) == [Expire(transaction, State.PREPARED), Abandon(transaction)]
 
 
+def test_what_the_expired_held_is_still_told() -> None:
+    """It is logged when the action is carried out, and the locks are others' by then."""
+    desk = Desk()
+    transaction = desk.hold("us", A, B)
+    assert brief(desk.later(TIMEOUT_S)) == ["Expire us", "Abandon us"]
+    assert transaction.claim is not None
+    assert transaction.claim.oids == [A, B]
+
+
 def test_who_expired_loses_its_other_transactions_as_well() -> None:
     """Its connection is dropped: the engine must not be put to work for it."""
     desk = Desk()
     waiting(desk)
-    desk.begin("other", 2)
-    desk.vote("other", 2)
+    desk.voted("other", A, id=2)
     assert brief(desk.later(TIMEOUT_S)) == ["Expire other", "Fail other", "Abandon other", "Prepare us"]
+
+
+def test_an_owner_expires_once() -> None:
+    desk = Desk()
+    for id, oid in ((1, A), (2, B)):
+        desk.hold("us", oid, id=id)
+    assert sorted(brief(desk.later(TIMEOUT_S))) == ["Abandon us", "Abandon us", "Expire us"]
+    assert desk.is_idle()
 
 
 def test_a_vote_may_wait_longer_than_a_transaction_may_take() -> None:
@@ -200,171 +276,56 @@ def test_a_vote_may_wait_longer_than_a_transaction_may_take() -> None:
     assert brief(desk.later(VOTE_WAIT_S)) == ["Fail us"]
 
 
+def test_every_transaction_has_a_deadline_of_its_own() -> None:
+    desk = Desk()
+    for owner, oid in (("first", A), ("second", B)):
+        desk.hold(owner, oid)
+        desk.now_s += 10
+    assert brief(desk.later(TIMEOUT_S - 20)) == ["Expire first", "Abandon first"]
+    assert brief(desk.later(10)) == ["Expire second", "Abandon second"]
+
+
 def test_those_who_waited_too_long_are_told_in_their_order() -> None:
     desk = Desk()
-    holder = desk.begin("holder")
-    desk.vote("holder")
-    desk.prepared(holder)
+    holder = desk.hold("holder", A)
     desk.finish("holder")
     for owner in ("first", "second"):
-        desk.begin(owner)
-        desk.vote(owner)
+        desk.voted(owner, A)
         desk.now_s += 10
     assert brief(desk.later(VOTE_WAIT_S - 20)) == ["Fail first"]
     assert brief(desk.later(10)) == ["Fail second"]
-    assert desk.finished(holder)[0] == Publish(holder)
+    assert brief(desk.committed(holder)) == ["Publish holder", "Reply holder"]
 
 
-def test_when_the_lock_gets_free_at_the_deadline_the_vote_goes_ahead() -> None:
+def test_when_the_locks_get_free_at_the_deadline_the_vote_goes_ahead() -> None:
     desk = Desk(vote_wait_s=TIMEOUT_S)
     waiting(desk)
     assert brief(desk.later(TIMEOUT_S)) == ["Expire other", "Abandon other", "Prepare us"]
+    assert desk.get("us").state is State.PREPARING
 
 
-# Owners ---------------------------------------------------------------------------------------------------
-
-
-def test_one_owner_may_have_several_transactions() -> None:
-    desk = Desk()
-    for id in (1, "two", b"three"):
-        desk.begin("us", id)
-        desk.store("us", id=id)
-    assert brief(desk.vote("us", "two")) == ["Prepare us"]
-    assert desk.vote("us", 1) == []
-    desk.abort("us", b"three")
-    assert desk.machine.active == 2
-
-
-def test_the_same_id_means_another_transaction_to_another_owner() -> None:
-    desk = Desk()
-    ours, theirs = desk.begin("us"), desk.begin("them")
-    desk.abort("them")
-    assert desk.get("us") is ours
-    assert ours is not theirs
-
-
-def test_all_transactions_of_a_lost_owner_are_given_up_and_no_others() -> None:
-    desk = Desk()
-    holder = desk.begin("us", 1)
-    desk.vote("us", 1)
-    desk.prepared(holder)
-    desk.begin("us", 2)
-    desk.vote("us", 2)
-    desk.begin("them")
-    desk.vote("them")
-    desk.begin("us", 3)
-    assert brief(desk.gone("us")) == ["Fail us", "Abandon us", "Prepare them"]
-    assert desk.machine.active == 1
-
-
-def test_an_owner_is_lost_that_holds_the_lock_and_has_a_broken_transaction_in_the_queue() -> None:
-    desk = Desk()
-    holder = desk.begin("us", 1)
-    desk.vote("us", 1)
-    desk.prepared(holder)
-    desk.begin("us", 2)
-    desk.vote("us", 2)
-    desk.store("us", id=2)  # after the vote
-    assert brief(desk.gone("us")) == ["Fail us", "Abandon us"]
-    assert (desk.machine.active, desk.machine.holder) == (0, None)
-
-
-def test_the_queue_of_an_owner_is_not_prepared_when_the_owner_is_lost() -> None:
-    desk = Desk()
-    holder = desk.begin("us", 1)
-    desk.vote("us", 1)
-    desk.prepared(holder)
-    for id in (2, 3):
-        desk.begin("us", id)
-        desk.vote("us", id)
-    assert "Prepare us" not in brief(desk.gone("us"))
-    assert desk.machine.holder is None
-
-
-def test_an_owner_is_lost_while_its_transaction_is_finishing() -> None:
-    """Too late: it will be durable, so the others must hear of it."""
-    desk = Desk()
-    transaction = finishing(desk)
-    assert desk.gone("us") == []
-    assert brief(desk.finished(transaction)) == ["Publish us", "Reply us"]
-
-
-# Bounds ---------------------------------------------------------------------------------------------------
-
-
-def test_an_owner_may_have_only_so_many_transactions() -> None:
-    desk = Desk(per_owner=3)
-    for id in range(3):
-        desk.begin("us", id)
-    with pytest.raises(StorageTransactionError, match="more than 3"):
-        desk.begin("us", 3)
-    desk.begin("them", 3)
-    assert desk.machine.active == 4
-    desk.abort("us", 0)
-    desk.begin("us", 3)
-
-
-def test_operations_of_unknown_transactions_count_as_transactions() -> None:
-    desk = Desk(per_owner=3)
-    for id in range(3):
-        desk.store("us", id=id)
-    with pytest.raises(StorageTransactionError, match="more than 3"):
-        desk.store("us", id=3)
-    with pytest.raises(StorageTransactionError, match="more than 3"):
-        desk.machine.break_("us", 4, StorageError("not understood"))
-    assert desk.machine.active == 3
-
-
-def test_a_transaction_that_grows_too_large_is_broken_and_takes_no_memory() -> None:
-    desk = Desk(transaction_bytes=10_000)
-    transaction = desk.begin("us")
-    for _ in range(20):
-        desk.store("us", data=b"x" * 1000)
-    assert transaction.operations == []
-    (problem,) = problems(desk.vote("us"))
-    assert isinstance(problem, StorageError)
-    assert "10,000 bytes" in str(problem)
-
-
-@pytest.mark.parametrize(
-    "operation",
-    [Store(A, NO_TID, b""), Restore(A, None, None), CheckCurrent(A, NO_TID), Delete(A, NO_TID), Undo(b"")],
-    ids=lambda operation: type(operation).__name__,
-)
-def test_many_operations_without_data_are_too_large_as_well(operation: Operation) -> None:
-    desk = Desk(transaction_bytes=100_000)
-    transaction = desk.begin("us")
-    for _ in range(5_000):
-        desk.operate("us", operation)
-    assert transaction.operations == []
-    assert "larger" in str(problems(desk.vote("us"))[0])
-
-
-def test_restored_data_counts() -> None:
-    desk = Desk(transaction_bytes=10_000)
+def reader_behind_a_writer(desk: Desk) -> None:
+    """*writer* waits for a reader that is slow, and *us*, a reader too, only because of *writer*."""
+    desk.begin("holder")
+    desk.check("holder", A)
+    desk.vote("holder")
+    desk.prepared(desk.get("holder"))
+    desk.finish("holder")
+    assert desk.voted("writer", A) == []
     desk.begin("us")
-    desk.operate("us", Restore(A, b"x" * 20_000, None))
-    assert "larger" in str(problems(desk.vote("us"))[0])
+    desk.check("us", A)
+    assert desk.vote("us") == []
 
 
-def test_data_of_resolved_conflicts_counts() -> None:
-    desk = Desk(transaction_bytes=10_000)
-    resolving(desk)
-    desk.store("us", data=b"x" * 20_000)
-    assert "larger" in str(problems(desk.vote("us"))[0])
+def test_who_makes_way_at_the_deadline_makes_it_for_others_that_are_as_late() -> None:
+    desk = Desk()
+    reader_behind_a_writer(desk)
+    assert brief(desk.later(VOTE_WAIT_S)) == ["Fail writer", "Prepare us"]
 
 
-def test_a_transaction_just_within_the_bound() -> None:
-    desk = Desk(transaction_bytes=10_000)
-    transaction = desk.begin("us")
-    desk.store("us", data=b"x" * 9_500)
-    assert desk.vote("us") == [Prepare(transaction)]
-
-
-def test_the_bounds_are_those_of_the_table_of_limits() -> None:
-    machine = Transactions(NO_TID)
-    for id in range(limits.TRANSACTIONS_PER_CONNECTION):
-        machine.begin("us", id, INFO)
-    with pytest.raises(StorageTransactionError):
-        machine.begin("us", -1, INFO)
-    assert machine.timeout_s == limits.TRANSACTION_TIMEOUT_S
+def test_one_that_is_broken_and_as_late_is_told_once() -> None:
+    desk = Desk()
+    reader_behind_a_writer(desk)
+    desk.store("us", B)  # after the vote
+    assert brief(desk.later(VOTE_WAIT_S)) == ["Fail writer", "Fail us"]
+    assert desk.machine.active == 1

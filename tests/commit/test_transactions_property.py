@@ -1,72 +1,129 @@
 """Clients that come, go, dawdle and collide at random: whatever they do, the machine keeps its invariants.
 
-The engine here is the simplest that can be right: a dictionary of current revisions. What was published is
-compared with a model that applies one transaction after the other, so a lost update would show.
+The engine here is the simplest that can be right: a dictionary of current revisions, asked late and in any
+order. It finds out whether two transactions that it has at the same time exclude each other. What was
+published is compared with a model that applies one transaction after the other: a lost update would show.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import count, pairwise
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from ZODB.POSException import StorageError, StorageTransactionError
+from ZODB.POSException import ReadConflictError, StorageError, StorageTransactionError
 from ZODB.utils import p64
 
 from zeoid import limits
-from zeoid.commit.transactions import (
+from zeoid.commit.actions import (
     Abandon,
     Action,
+    Commit,
+    Decide,
     Expire,
     Fail,
-    Finish,
     Prepare,
     Publish,
     Reply,
     State,
     Transaction,
-    Transactions,
 )
-from zeoid.model import NO_TID, Conflict, Store, TransactionInfo
+from zeoid.commit.tids import next_tid
+from zeoid.commit.transactions import Transactions
+from zeoid.model import NO_TID, CheckCurrent, Conflict, Operation, Restore, Store, TransactionInfo, Undo
+from zeoid.ports import Prepared
 
 INFO = TransactionInfo(b"", b"", {})
 TIMEOUT_S = 30.0
 VOTE_WAIT_S = 50.0
-OIDS = [p64(1), p64(2), p64(3)]
+OIDS = [p64(number) for number in range(1, 7)]
 OWNERS = range(3)
-IDS = range(2)
-PER_OWNER = 2
+PER_OWNER = 3
 
 clients = st.sampled_from(OWNERS)
-ids = st.sampled_from(IDS)
-rarely = st.integers(0, 4).map(lambda number: number == 4)
-mostly = st.integers(0, 4).map(lambda number: number != 4)
+oids = st.sampled_from(OIDS)
+#: Which one of those there are.
+places = st.integers(0, 30)
+#: Which ones of those there are.
+choices = st.sets(st.integers(0, 8), min_size=1, max_size=7)
+rarely = st.integers(0, 9).map(lambda number: number == 9)
+mostly = st.integers(0, 9).map(lambda number: number != 9)
+#: Client, whether it is a stock one, what it writes, what it depends on, whether it saw old revisions of it,
+#: whether it votes at once.
+Plan = tuple[int, bool, list[bytes], list[bytes], bool, bool]
+plans = st.tuples(
+    clients, rarely, st.lists(oids, max_size=2, unique=True), st.lists(oids, max_size=1), rarely, mostly
+)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a transaction needs for itself, or shares with others."""
+
+    written: frozenset[bytes]
+    depended_on: frozenset[bytes]
+    whole: bool
+
+    def excludes(self, other: Wish) -> bool:
+        return (
+            self.whole
+            or other.whole
+            or bool(self.written & (other.written | other.depended_on))
+            or bool(other.written & self.depended_on)
+        )
+
+
+@dataclass
+class Work:
+    """What the engine has of one transaction."""
+
+    operations: list[Operation]
+    #: The revisions that the engine found when it was asked.
+    found: dict[bytes, bytes]
+    result: Prepared | None = None
 
 
 class Clients(RuleBasedStateMachine):
     """Connections, their transactions, and an engine that works when it is told to."""
 
-    @initialize()
-    def start(self) -> None:
-        self.machine = Transactions(NO_TID, timeout_s=TIMEOUT_S, vote_wait_s=VOTE_WAIT_S, per_owner=PER_OWNER)
+    @initialize(exclusive=rarely)
+    def start(self, exclusive: bool) -> None:
+        self.exclusive = exclusive
+        self.machine = Transactions(
+            NO_TID, exclusive=exclusive, timeout_s=TIMEOUT_S, vote_wait_s=VOTE_WAIT_S, per_owner=PER_OWNER
+        )
         self.now_s, self.time_s = 1000.0, 1_700_000_000.0
         self.connections = {client: (client, 0) for client in OWNERS}
-        #: Votes and finishes that were accepted, in order, and have no answer yet.
+        self.numbers = count()
+        #: Ids that clients made.
+        self.ids: list[bytes] = [b"never begun"]
+        #: Votes and finishes that were accepted and have no answer yet.
         self.unanswered: dict[Transaction, str] = {}
-        #: Votes that wait for the engine, in order.
+        #: What was asked for with the votes, and those that wait for it, in order.
+        self.wishes: dict[Transaction, Wish] = {}
         self.queue: list[Transaction] = []
-        #: When somebody began to wait: for the lock, or for a client.
-        self.waiting_since_s: dict[Transaction, float] = {}
-        #: What the engine is doing: nothing, or "prepare", "prepared", "finish".
-        self.engine: tuple[str, Transaction | None] = ("", None)
+        #: When somebody began to wait: for locks, or for a client.
+        self.since_s: dict[Transaction, float] = {}
+        #: Who asked for an outcome and has no answer yet; what was answered.
+        self.askers: dict[int, bytes] = {}
+        self.denied: set[bytes] = set()
+        # The engine.
+        self.preparing: dict[Transaction, Work] = {}
+        self.prepared: dict[Transaction, Work] = {}
+        self.in_flight: list[Transaction] = []
+        self.durable: list[Transaction] = []
         self.current: dict[bytes, tuple[bytes, bytes]] = {}
-        self.published: list[tuple[bytes, list[Store]]] = []
-        self.stores = 0
+        self.published: list[tuple[bytes, Transaction, list[Operation]]] = []
 
     @property
     def times(self) -> tuple[float, float]:
         return self.now_s, self.time_s
+
+    def serial(self, oid: bytes) -> bytes:
+        return self.current.get(oid, (NO_TID, b""))[0]
 
     # What the machine wants done --------------------------------------------------------------------
 
@@ -74,219 +131,323 @@ class Clients(RuleBasedStateMachine):
         for action in actions:
             getattr(self, f"do_{type(action).__name__}")(action)
 
+    def holders(self) -> list[Transaction]:
+        resolving = [t for t in self.machine.all() if t.state is State.RESOLVING]
+        return [*self.preparing, *self.prepared, *resolving]
+
     def do_Prepare(self, action: Prepare) -> None:
         transaction = action.transaction
-        assert self.engine == ("", None), "the engine prepares one transaction at a time"
-        assert self.machine.holder is transaction
-        assert transaction.tid > self.machine.last_tid
+        wish = self.wishes[transaction]
+        for holder in self.holders():
+            assert holder is transaction or not wish.excludes(self.wishes[holder]), "locks are kept"
+            assert holder is transaction or not self.exclusive
         if transaction in self.queue:
-            assert self.queue[0] is transaction, "votes are taken in order"
+            earlier = self.queue[: self.queue.index(transaction)]
+            assert not any(wish.excludes(self.wishes[other]) for other in earlier), "first come, first served"
             self.queue.remove(transaction)
         else:
             assert transaction.rounds > 0
-        self.waiting_since_s.pop(transaction, None)
-        self.engine = ("prepare", transaction)
+        if self.exclusive:
+            assert transaction.tid > self.machine.last_tid
+        found = {oid: self.serial(oid) for oid in OIDS}
+        self.preparing[transaction] = Work(list(transaction.operations), found)
 
-    def do_Finish(self, action: Finish) -> None:
-        assert self.engine == ("prepared", action.transaction)
-        self.waiting_since_s.pop(action.transaction)
-        self.engine = ("finish", action.transaction)
+    def do_Commit(self, action: Commit) -> None:
+        assert not self.in_flight, "one batch at a time"
+        self.in_flight = list(action.batch)
+        assert 0 < len(self.in_flight) <= limits.BATCH_TRANSACTIONS
+        tids = [self.machine.last_tid, *(transaction.tid for transaction in self.in_flight)]
+        assert all(one < other for one, other in pairwise(tids)), "tids only grow"
+        for transaction in self.in_flight:
+            assert self.unanswered[transaction] == "finish"
+            assert transaction.prepared is self.prepared[transaction].result
+            assert transaction.info.tid in (None, transaction.tid)
 
     def do_Abandon(self, action: Abandon) -> None:
-        assert self.engine == ("prepared", action.transaction)
-        self.waiting_since_s.pop(action.transaction, None)
-        self.engine = ("", None)
+        assert action.transaction not in self.in_flight
+        work = self.prepared.pop(action.transaction)
+        assert action.transaction.prepared is work.result
 
     def do_Publish(self, action: Publish) -> None:
         transaction = action.transaction
-        assert self.engine == ("durable", transaction), "what is not durable is not published"
+        assert self.durable[0] is transaction, "what is durable is published, in its order"
         assert not self.published or transaction.tid > self.published[-1][0], "tids only grow"
-        self.published.append((transaction.tid, [op for op in transaction.operations if type(op) is Store]))
-        self.engine = ("", None)
+        assert transaction.id not in self.denied, "a no stays a no"
+        self.published.append((transaction.tid, transaction, self.prepared[transaction].operations))
 
     def do_Reply(self, action: Reply) -> None:
-        asked = self.unanswered.pop(action.transaction)
-        if asked == "finish":
-            assert self.published[-1][0] == action.value, "a tid is published before it is revealed"
+        transaction = action.transaction
+        if self.unanswered.pop(transaction) == "finish":
+            assert self.published[-1][:2] == (action.value, transaction), "first published, then revealed"
+            self.durable.remove(transaction)
+            del self.prepared[transaction]
         else:
-            assert action.transaction.state in (State.PREPARED, State.RESOLVING)
+            assert transaction.state in (State.PREPARED, State.RESOLVING)
+            self.since_s[transaction] = self.now_s
 
     def do_Fail(self, action: Fail) -> None:
-        transaction = action.transaction
-        del self.unanswered[transaction]
-        if transaction in self.queue:
-            self.queue.remove(transaction)
-        self.waiting_since_s.pop(transaction, None)
+        asked = self.unanswered.pop(action.transaction)
+        assert asked == "vote" or action.transaction.broken is action.problem
+        if action.transaction in self.queue:
+            self.queue.remove(action.transaction)
 
     def do_Expire(self, action: Expire) -> None:
-        transaction = action.transaction
-        assert self.waiting_since_s[transaction] + TIMEOUT_S <= self.now_s
-        if action.state is State.RESOLVING:
-            del self.waiting_since_s[transaction]
+        assert action.state in (State.RESOLVING, State.PREPARED)
+        assert self.since_s[action.transaction] + TIMEOUT_S <= self.now_s
         # As the server does: who kept others waiting loses the connection.
-        self.disconnect(transaction.owner[0])
+        self.disconnect(action.transaction.owner[0])
+
+    def do_Decide(self, action: Decide) -> None:
+        id = self.askers.pop(action.asker)
+        if action.tid is None:
+            self.denied.add(id)
+        self.check_outcome(id, action.tid)
+
+    def check_outcome(self, id: bytes, tid: bytes | None) -> None:
+        committed = [when for when, transaction, _ in self.published if transaction.id == id]
+        assert committed == ([] if tid is None else [tid]), "outcomes are true"
 
     # What clients do --------------------------------------------------------------------------------
 
-    @rule(client=clients, id=ids, oids=st.lists(st.sampled_from(OIDS), max_size=2), stale=rarely)
-    def begin(self, client: int, id: int, oids: list[bytes], stale: bool) -> None:
-        if self.machine.find(self.connections[client], id) is None:
-            self.machine.begin(self.connections[client], id, INFO)
-            for oid in oids:
-                self.store(client, id, oid, stale)
+    def begin(self, owner: Any, id: Any, info: TransactionInfo = INFO) -> Transaction | None:
+        """None if the owner has as many as it may."""
+        mine = [transaction for transaction in self.machine.all() if transaction.owner == owner]
+        if len(mine) < PER_OWNER or any(transaction.id == id for transaction in mine):
+            self.machine.begin(owner, id, info)
+            return self.machine.find(owner, id)
+        try:
+            self.machine.begin(owner, id, info)
+        except StorageTransactionError:
+            return None
+        raise AssertionError("one too many must be refused")
 
-    def store(self, client: int, id: int, oid: bytes, stale: bool) -> None:
-        serial = NO_TID if stale else self.current.get(oid, (NO_TID, b""))[0]
-        self.stores += 1
-        self.machine.operate(self.connections[client], id, Store(oid, serial, b"%d" % self.stores))
+    def new_id(self, is_stock: bool) -> int | bytes:
+        number = next(self.numbers)
+        if is_stock:
+            return number % 2
+        self.ids.append(b"%d" % number)
+        return self.ids[-1]
 
-    @rule(client=clients, id=ids, what=st.sampled_from(["store", "begin again", "break", "abort", "leave"]))
-    def do_anything(self, client: int, id: int, what: str) -> None:
-        """A client that is not polite, or not well."""
-        owner = self.connections[client]
-        transaction = self.machine.find(owner, id)
-        match what:
-            case "store":
-                self.store(client, id, OIDS[0], stale=False)
-            case "begin again":
-                self.machine.begin(owner, id, INFO)
-            case "break":
-                self.machine.break_(owner, id, StorageError("not understood"))
-            case "abort":
-                if transaction is not None and transaction.state is State.RESOLVING:
-                    self.waiting_since_s.pop(transaction)
-                self.perform(self.machine.abort(owner, id, *self.times))
-            case "leave":
-                self.disconnect(client)
+    def store(self, transaction: Transaction, oid: bytes, stale: bool = False) -> None:
+        serial = NO_TID if stale else self.serial(oid)
+        store = Store(oid, serial, b"%d" % next(self.numbers))
+        self.machine.operate(transaction.owner, transaction.id, store)
 
-    def ask(self, what: str, client: int, id: int) -> None:
-        owner = self.connections[client]
-        transaction = self.machine.find(owner, id)
+    @rule(plans=st.lists(plans, min_size=1, max_size=5))
+    def try_to_commit(self, plans: list[Plan]) -> None:
+        """What polite clients do, up to their votes."""
+        for client, is_stock, written, read, is_stale, votes in plans:
+            transaction = self.begin(self.connections[client], self.new_id(is_stock))
+            if transaction is None or transaction.state is not State.STORING:
+                continue
+            for oid in written:
+                self.store(transaction, oid, is_stale)
+            for oid in read:
+                check = CheckCurrent(oid, NO_TID if is_stale else self.serial(oid))
+                self.machine.operate(transaction.owner, transaction.id, check)
+            if votes:
+                self.ask("vote", transaction)
+
+    def try_what_needs_the_whole_storage(self, client: int, oid: bytes, what: str) -> None:
+        tid = self.machine.last_tid if "old" in what else next_tid(self.machine.last_tid, self.time_s + 5)
+        info = INFO if what == "undo" else TransactionInfo(b"", b"", {}, tid)
+        transaction = self.begin(self.connections[client], self.new_id(False), info)
+        if transaction is not None:
+            data = b"%d" % next(self.numbers)
+            operation = Undo(oid) if what == "undo" else Restore(oid, data, None)
+            self.machine.operate(transaction.owner, transaction.id, operation)
+            self.ask("vote", transaction)
+
+    def ask(self, what: str, transaction: Transaction) -> None:
         allowed = {"vote": (State.STORING, State.RESOLVING), "finish": (State.PREPARED,)}[what]
-        if transaction is None or transaction.state not in allowed:
+        event = getattr(self.machine, what)
+        if transaction.state not in allowed:
             try:
-                getattr(self.machine, what)(owner, id, *self.times)
+                event(transaction.owner, transaction.id, *self.times)
             except StorageTransactionError:
                 return
             raise AssertionError(f"{what} must be refused")
         self.unanswered[transaction] = what
         if what == "vote" and transaction.state is State.STORING and transaction.broken is None:
             self.queue.append(transaction)
-            self.waiting_since_s[transaction] = self.now_s
-        self.perform(getattr(self.machine, what)(owner, id, *self.times))
+            self.wishes[transaction] = self.wish(transaction)
+            self.since_s[transaction] = self.now_s
+        self.perform(event(transaction.owner, transaction.id, *self.times))
 
-    @rule(client=clients, id=ids, oid=st.sampled_from(OIDS))
-    def try_to_commit(self, client: int, id: int, oid: bytes) -> None:
-        """What a polite client does, up to its vote."""
-        if self.machine.find(self.connections[client], id) is None:
-            self.begin(client, id, [oid], False)
-            self.ask("vote", client, id)
+    def wish(self, transaction: Transaction) -> Wish:
+        operations = transaction.operations
+        return Wish(
+            frozenset(each.oid for each in operations if isinstance(each, Store | Restore)),
+            frozenset(each.oid for each in operations if isinstance(each, CheckCurrent)),
+            self.exclusive or transaction.info.tid is not None or any(type(o) is Undo for o in operations),
+        )
 
-    @rule(which=st.integers(0, 20), resolves=mostly)
-    def vote(self, which: int, resolves: bool) -> None:
-        known = [self.machine.find(owner, id) for owner in self.connections.values() for id in IDS]
-        ready = [t for t in known if t is not None and t.state in (State.STORING, State.RESOLVING)]
-        if not ready:
-            return
-        transaction = ready[which % len(ready)]
-        if resolves and transaction.state is State.RESOLVING:
-            for conflict in list(transaction.conflicts.values()):
-                store = Store(conflict.oid, conflict.committed, b"resolved")
-                self.machine.operate(transaction.owner, transaction.id, store)
-        self.ask("vote", transaction.owner[0], transaction.id)
+    @rule(chosen=choices, gives_in=rarely)
+    def go_on(self, chosen: set[int], gives_in: bool) -> None:
+        """What polite clients do next, where it is their turn."""
+        for transaction in among(self.machine.all(), chosen):
+            if transaction.state is State.RESOLVING and not gives_in:
+                for conflict in list(transaction.conflicts.values()):
+                    data = b"resolved %d" % next(self.numbers)
+                    store = Store(conflict.oid, conflict.committed, data)
+                    self.machine.operate(transaction.owner, transaction.id, store)
+            if transaction.state in (State.STORING, State.RESOLVING):
+                self.ask("vote", transaction)
+            elif transaction.state is State.PREPARED:
+                self.ask("finish", transaction)
 
-    @rule(client=clients, id=ids, what=st.sampled_from(["vote", "finish"]))
-    def ask_at_any_time(self, client: int, id: int, what: str) -> None:
-        self.ask(what, client, id)
+    @rule(
+        client=clients,
+        place=places,
+        oid=oids,
+        what=st.sampled_from([
+            "store", "begin again", "break", "abort", "vote", "finish", "leave", "use an id again", "ask",
+            "undo", "copy", "copy of something old",
+        ]),
+    )  # fmt: skip
+    def do_anything(self, client: int, place: int, oid: bytes, what: str) -> None:
+        """A client that is not polite, or not well."""
+        transaction = self.choose(place)
+        id = self.ids[-1 - place % len(self.ids)]
+        match what:
+            case "leave":
+                self.disconnect(client)
+            case "ask":
+                self.ask_for_the_outcome(id)
+            case "undo" | "copy" | "copy of something old":
+                self.try_what_needs_the_whole_storage(client, oid, what)
+            case "use an id again":
+                # One that is under way, perhaps on another connection, or over, or was never heard of.
+                again = self.begin(self.connections[client], id)
+                if again is not None:
+                    self.store(again, oid)
+                    self.ask("vote", again)
+            case _ if transaction is not None:
+                self.meddle_with(transaction, oid, what)
 
-    @precondition(lambda self: self.engine[0] == "prepared")
-    @rule()
-    def finish_what_is_prepared(self) -> None:
-        transaction = self.engine[1]
-        assert transaction is not None
-        self.ask("finish", transaction.owner[0], transaction.id)
+    def choose(self, place: int) -> Transaction | None:
+        under_way = self.machine.all()
+        return under_way[place % len(under_way)] if under_way else None
+
+    def meddle_with(self, transaction: Transaction, oid: bytes, what: str) -> None:
+        owner, id = transaction.owner, transaction.id
+        match what:
+            case "store":
+                self.store(transaction, oid)
+            case "begin again":
+                assert self.begin(owner, id) is transaction
+            case "break":
+                self.machine.break_(owner, id, StorageError("not understood"))
+            case "abort":
+                self.perform(self.machine.abort(owner, id, *self.times))
+            case _:
+                self.ask(what, transaction)
 
     def disconnect(self, client: int) -> None:
         owner = self.connections[client]
-        for id in IDS:
-            transaction = self.machine.find(owner, id)
-            if transaction is not None and transaction.state is State.RESOLVING:
-                self.waiting_since_s.pop(transaction)
         self.connections[client] = (client, owner[1] + 1)
         self.perform(self.machine.gone(owner, *self.times))
-        assert not any(self.machine.find(owner, id) for id in IDS if self.engine[0] != "finish")
+        left = [transaction for transaction in self.machine.all() if transaction.owner == owner]
+        assert all(transaction.state is State.FINISHING for transaction in left)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(place=places)
+    def ask_for_an_outcome_that_is_under_way(self, place: int) -> None:
+        finishing = [t for t in self.machine.all() if t.state is State.FINISHING]
+        id = finishing[place % len(finishing)].id
+        if isinstance(id, bytes):
+            self.ask_for_the_outcome(id)
+
+    def ask_for_the_outcome(self, id: bytes) -> None:
+        asker = next(self.numbers)
+        self.askers[asker] = id
+        self.perform(self.machine.outcome(asker, id, NO_TID, *self.times))
+        finishing = [t for t in self.machine.all() if t.id == id and t.state is State.FINISHING]
+        assert (asker in self.askers) is bool(finishing), "who can be told is told at once"
 
     # What time and the engine do --------------------------------------------------------------------
 
     @rule(
-        seconds=st.sampled_from([1.0, 1.0, TIMEOUT_S / 2, TIMEOUT_S, VOTE_WAIT_S]), clock=st.floats(-60, 60)
+        seconds=st.sampled_from([1.0] * 6 + [TIMEOUT_S / 2, TIMEOUT_S, VOTE_WAIT_S]),
+        clock=st.sampled_from([-60.0, 0.0, 0.0, 1.0, 60.0]),
     )
     def pass_time(self, seconds: float, clock: float) -> None:
         self.now_s += seconds
-        self.time_s += clock  # the time of day may go back
+        self.time_s += clock  # the time of day may stand, or go back
         self.perform(self.machine.expire(*self.times))
-        for transaction, since_s in self.waiting_since_s.items():
-            patience_s = VOTE_WAIT_S if transaction in self.queue else TIMEOUT_S
-            assert since_s + patience_s > self.now_s, "who waits has a deadline"
+        for transaction in self.machine.all():
+            if transaction.state in (State.WAITING, State.RESOLVING, State.PREPARED):
+                patience_s = VOTE_WAIT_S if transaction.state is State.WAITING else TIMEOUT_S
+                assert self.since_s[transaction] + patience_s > self.now_s, "who waits has a deadline"
 
-    @precondition(lambda self: self.engine[0] == "prepare")
-    @rule(fails=rarely)
-    def prepare(self, fails: bool) -> None:
-        transaction = self.engine[1]
-        assert transaction is not None
-        doomed = transaction.state is State.DOOMED
-        stores = [operation for operation in transaction.operations if type(operation) is Store]
-        conflicts = [
-            Conflict(store.oid, self.current[store.oid][0], store.serial, store.data)
-            for store in stores
-            if store.oid in self.current and self.current[store.oid][0] != store.serial
-        ]
+    @rule(turns=st.integers(1, 6), chosen=choices)
+    def all_do_their_best(self, turns: int, chosen: set[int]) -> None:
+        """Whoever is chosen goes on, as does the engine with them."""
+        for turn in range(turns):
+            if self.in_flight and not turn % 2:
+                self.make_durable()
+            self.prepare(chosen, fails=False)
+            self.go_on(chosen, gives_in=False)
+
+    @precondition(lambda self: self.preparing)
+    @rule(chosen=choices, fails=rarely)
+    def prepare(self, chosen: set[int], fails: bool) -> None:
+        """The engine has got through with any of those that it is preparing, in an order of its own."""
+        for transaction in reversed(among(list(self.preparing), chosen)):
+            if transaction in self.preparing:
+                self.prepare_one(transaction, fails)
+
+    def prepare_one(self, transaction: Transaction, fails: bool) -> None:
+        work = self.preparing.pop(transaction)
+        conflicts, stale = [], []
+        for operation in work.operations:
+            if not isinstance(operation, Store | CheckCurrent):
+                continue
+            oid, serial = operation.oid, self.serial(operation.oid)
+            assert work.found[oid] == serial, "what a transaction needs stands still while it has its locks"
+            if isinstance(operation, CheckCurrent) and serial != operation.serial:
+                stale.append(oid)
+            elif isinstance(operation, Store) and serial != operation.serial:
+                conflicts.append(Conflict(oid, serial, operation.serial, operation.data))
         if fails:
-            self.engine = ("", None)
-            problem = StorageError("disk full")
+            self.perform(self.machine.failed(transaction, StorageError("disk full"), self.time_s))
+        elif stale:
+            problem = ReadConflictError(oid=stale[0])
             self.perform(self.machine.failed(transaction, problem, self.time_s))
         elif conflicts:
-            self.engine = ("", None)
-            if not doomed and transaction.rounds + 1 < limits.RESOLUTION_ROUNDS:
-                self.waiting_since_s[transaction] = self.now_s
             self.perform(self.machine.conflicted(transaction, conflicts, *self.times))
         else:
-            self.engine = ("prepared", transaction)
-            if not doomed:
-                self.waiting_since_s[transaction] = self.now_s
-            oids = [store.oid for store in stores]
-            self.perform(self.machine.prepared(transaction, oids, (), *self.times))
+            self.prepared[transaction] = work
+            work.result = Prepared()
+            self.perform(self.machine.prepared(transaction, work.result, *self.times))
 
-    @precondition(lambda self: self.engine[0] == "finish")
+    @precondition(lambda self: self.in_flight)
     @rule()
     def make_durable(self) -> None:
-        transaction = self.engine[1]
-        assert transaction is not None
-        for store in transaction.operations:
-            assert isinstance(store, Store)
-            self.current[store.oid] = (transaction.tid, store.data)
-        self.engine = ("durable", transaction)
-        self.perform(self.machine.finished(transaction, self.time_s))
+        self.durable, self.in_flight = self.in_flight, []
+        batch = list(self.durable)
+        for transaction in batch:
+            apply(self.current, transaction.tid, self.prepared[transaction].operations)
+        self.perform(self.machine.committed(batch, self.time_s))
+        assert not self.durable, "all that is durable was told"
 
     # What must hold at any time ---------------------------------------------------------------------
 
     @invariant()
-    def there_is_one_holder(self) -> None:
+    def nobody_waits_without_a_reason(self) -> None:
         if not hasattr(self, "machine"):
             return
-        known = [self.machine.find(owner, id) for owner in self.connections.values() for id in IDS]
-        holding = [t for t in known if t is not None and t.state not in (State.STORING, State.WAITING)]
-        assert len(holding) <= 1
-        if holding:
-            assert self.machine.holder is holding[0]
-        if self.engine[1] is not None:
-            assert self.machine.holder is self.engine[1]
-        if self.machine.holder is None:
-            assert self.machine.waiting == 0, "nobody waits for a lock that is free"
         assert self.machine.waiting == len(self.queue)
+        holders = self.holders()
+        for index, transaction in enumerate(self.queue):
+            wish = self.wishes[transaction]
+            before = [*holders, *self.queue[:index]]
+            assert any(wish.excludes(self.wishes[other]) for other in before)
+        gathering = [t for t in self.machine.all() if t.state is State.FINISHING]
+        assert not gathering or self.in_flight, "a batch is under way when there is something to commit"
 
     @invariant()
-    def who_waits_is_known(self) -> None:
+    def who_waits_for_an_answer_is_known(self) -> None:
         if hasattr(self, "machine"):
             for transaction in self.unanswered:
                 assert transaction.state is not State.DOOMED
@@ -297,30 +458,47 @@ class Clients(RuleBasedStateMachine):
             return
         for client in OWNERS:
             self.disconnect(client)
-        for _ in range(2):  # a last one may be under way in the engine
-            if self.engine[0] == "prepare":
-                self.prepare(fails=False)
-            elif self.engine[0] == "finish":
+        while self.preparing or self.in_flight:
+            if self.preparing:
+                self.prepare({0}, fails=False)
+            else:
                 self.make_durable()
         self.there_is_nothing_left()
-        self.updates_were_not_lost()
+        self.one_after_the_other_gives_the_same()
+        for id in self.ids:
+            self.ask_for_the_outcome(id)
 
     def there_is_nothing_left(self) -> None:
-        assert (self.machine.active, self.machine.waiting, self.machine.holder) == (0, 0, None)
-        assert self.engine == ("", None)
-        assert (self.unanswered, self.queue, self.waiting_since_s) == ({}, [], {})
+        assert (self.machine.active, self.machine.waiting, self.machine.locked_at) == (0, 0, None)
+        assert len(self.machine._locks) == 0
+        assert (self.unanswered, self.queue, self.askers) == ({}, [], {})
+        assert (self.prepared, self.in_flight) == ({}, [])
 
-    def updates_were_not_lost(self) -> None:
-        """Each revision was made from the one before it, and the last one is what is current."""
+    def one_after_the_other_gives_the_same(self) -> None:
+        """What each transaction had read was current when it was committed, so no update is lost."""
         model: dict[bytes, tuple[bytes, bytes]] = {}
-        for tid, stores in self.published:
-            for store in stores:
-                committed = model.get(store.oid)
-                assert committed is None or committed[0] in (store.serial, tid)
-            for store in stores:
-                model[store.oid] = (tid, store.data)
+        for tid, _, operations in self.published:
+            for operation in operations:
+                if isinstance(operation, Store | CheckCurrent):
+                    assert operation.serial == model.get(operation.oid, (NO_TID, b""))[0]
+            apply(model, tid, operations)
         assert model == self.current
 
 
-Clients.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+def among(transactions: list[Transaction], chosen: set[int]) -> list[Transaction]:
+    return [transaction for place, transaction in enumerate(transactions) if place in chosen]
+
+
+def apply(current: dict[bytes, tuple[bytes, bytes]], tid: bytes, operations: list[Operation]) -> None:
+    for operation in operations:
+        if isinstance(operation, Undo):
+            current[operation.transaction_id] = (tid, b"undone")
+        elif isinstance(operation, Store | Restore):
+            current[operation.oid] = (tid, operation.data or b"")
+
+
+# What fails is printed as a program, with the means to run it again.
+Clients.TestCase.settings = settings(
+    max_examples=350, stateful_step_count=50, deadline=None, print_blob=True
+)  # fmt: skip
 TestClients: Any = Clients.TestCase

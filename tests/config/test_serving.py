@@ -126,6 +126,7 @@ def test_the_least_that_is_needed(configured: Configured) -> None:
         None,
         None,
     )
+    assert not options.resolve_conflicts
     assert options.transaction_timeout_s == default.transaction_timeout_s == limits.TRANSACTION_TIMEOUT_S
     assert (
         options.invalidation_log_transactions
@@ -149,7 +150,7 @@ def test_everything(configured: Configured) -> None:
           transaction-timeout 2.5
           invalidation-queue-size 7
           invalidation-age 3600
-          client-conflict-resolution true
+          client-conflict-resolution false
           pid-filename /run/zeo.pid
         </zeo>
         <mappingstorage main>
@@ -162,6 +163,7 @@ def test_everything(configured: Configured) -> None:
     assert list(options.storages) == ["main", "temporary"]
     assert (options.read_only, options.offer, options.pid_file) == (True, "M5", Path("/run/zeo.pid"))
     assert (options.transaction_timeout_s, options.invalidation_log_transactions) == (2.5, 7)
+    assert options.resolve_conflicts
     for name in opened(options.storages).values():
         assert name
 

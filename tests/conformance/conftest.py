@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.every_combination)
             for known in KNOWN_FAILURES:
                 if known.concerns(case.mixin, item.name, case.client_kind, case.server_kind):
-                    item.add_marker(pytest.mark.xfail(reason=known.reason, strict=True))
+                    item.add_marker(pytest.mark.xfail(reason=known.reason, raises=known.error, strict=True))
 
 
 @pytest.fixture(scope="class")

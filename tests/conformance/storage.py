@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ZODB
+import ZODB.tests.util
 from ZODB.tests.StorageTestBase import StorageTestBase
 from ZODB.tests.TransactionalUndoStorage import TransactionalUndoStorage
 from ZODB.tests.util import store
@@ -115,3 +117,16 @@ class ResolvedConflictCase(ClientStorageCase):
 
     def testResolve(self) -> None:
         self.checkResolve()
+
+
+class DatabaseCase(ClientStorageCase):
+    """With a database on the storage. Its tests make one of a file by themselves if they are let."""
+
+    def setUp(self) -> None:
+        ZODB.tests.util.TestCase.setUp(self)
+        self.open()
+        self._db = ZODB.DB(self._storage)
+
+    def tearDown(self) -> None:
+        self._db.close()
+        StorageTestBase.tearDown(self)

@@ -18,6 +18,7 @@ from persistent.TimeStamp import TimeStamp
 from ZODB.POSException import POSKeyError, UndoError
 from ZODB.utils import p64
 
+from tests.engines.datafiles import open_engine, use_small_segments
 from zeoid.commit.tids import next_tid
 from zeoid.engines import filestorage
 from zeoid.engines.filestorage import FileStorageEngine
@@ -33,6 +34,7 @@ from zeoid.model import (
     tid_after,
     tid_before,
 )
+from zeoid.ports import Commit
 
 INFO = TransactionInfo(b"", b"", {})
 ROOT = p64(0)
@@ -50,18 +52,17 @@ class History:
 
     def write(self, *operations: Operation) -> bytes:
         self.now += 10
+        prepared = self.engine.prepare(None, INFO, operations)
+        if prepared.conflicts:
+            raise UndoError("changed since")
         tid = next_tid(self.engine.last_tid(), self.now)
-        self.engine.prepare(tid, INFO, operations)
-        self.engine.finish()
+        self.engine.commit([Commit(tid, b"", prepared)])
         self.tids.append(tid)
         return tid
 
     def serial(self, oid: bytes) -> bytes:
         """The tid of the newest record of any kind, also that of a deletion."""
-        try:
-            return bytes(self.engine._storage.history(oid, 1)[0]["tid"])
-        except POSKeyError:
-            return NO_TID
+        return self.engine.newest_tid(oid) or NO_TID
 
     def exists(self, oid: bytes) -> bool:
         try:
@@ -128,12 +129,18 @@ def everything_is_the_same(history: History) -> None:
             same(history.engine, oid, tid)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_segments() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_segments(patch, 64 * 1024)
+        yield
+
+
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    engine = open_filestorage(tmp_path / "Data.fs")
-    assert isinstance(engine, FileStorageEngine)
-    yield History(engine)
-    engine.close()
+    history = History(open_engine(tmp_path / "Data.fs"))
+    yield history
+    history.engine.close()
 
 
 def test_many_revisions(history: History) -> None:
@@ -260,12 +267,6 @@ def apply(history: History, path: Path, what: str, which: Any, size: Any) -> Non
             history.engine = open_engine(path)
 
 
-def open_engine(path: Path) -> FileStorageEngine:
-    engine = open_filestorage(path)
-    assert isinstance(engine, FileStorageEngine)
-    return engine
-
-
 def test_after_a_pack(history: History) -> None:
     for number in range(20):
         history.store(*OIDS, size=number * 300 + 1)
@@ -305,14 +306,25 @@ def test_while_a_pack_is_under_way(history: History) -> None:
 
 
 def test_while_a_transaction_is_prepared(history: History) -> None:
-    """It is in the file already, behind the end."""
     history.store(ROOT, size=10)
     before = same(history.engine, ROOT, MAX_TID)
-    tid = next_tid(history.engine.last_tid(), history.now + 1)
-    history.engine.prepare(tid, INFO, [Store(ROOT, history.serial(ROOT), record(5000))])
+    prepared = history.engine.prepare(None, INFO, [Store(ROOT, history.serial(ROOT), record(5000))])
     assert same(history.engine, ROOT, MAX_TID) == before
-    history.engine.abandon()
+    history.engine.abandon(prepared)
     assert same(history.engine, ROOT, MAX_TID) == before
+
+
+def test_no_file_is_touched_while_transactions_are_prepared(history: History, tmp_path: Path) -> None:
+    history.store(*OIDS)
+    files = [tmp_path / "Data.fs", *tmp_path.glob("Data.fs.journal/*1.log")]
+    before = [file.read_bytes() for file in files]
+    prepared = [
+        history.engine.prepare(None, INFO, [Store(oid, history.serial(oid), record(5000))]) for oid in OIDS
+    ]
+    assert len(before) == 2
+    assert [file.read_bytes() for file in files] == before
+    for each in prepared:
+        history.engine.abandon(each)
 
 
 class Writer:
@@ -334,12 +346,15 @@ class Writer:
 # FileStorage's iterator leaves its file to the garbage collector when it fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("start", range(5))
-def test_iteration_while_a_transaction_is_half_written(history: History, tmp_path: Path, start: int) -> None:
+def test_iteration_while_a_transaction_is_half_written(
+    history: History, tmp_path: Path, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(5):
         history.store(ROOT, size=300)
-    history.engine._lock = Writer(tmp_path / "Data.fs")
-    found = history.engine.iterate(history.tids[start], history.tids[-1])
-    assert [transaction.tid for transaction in found] == history.tids[start:]
+    with monkeypatch.context() as patch:
+        patch.setattr(history.engine._storage, "_commit_lock", Writer(tmp_path / "Data.fs"))
+        found = history.engine.iterate(history.tids[start], history.tids[-1])
+        assert [transaction.tid for transaction in found] == history.tids[start:]
 
 
 def test_a_read_only_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,22 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import StorageError
 from ZODB.utils import p64
 
+from tests.engines.datafiles import INFO, use_small_segments
 from zeoid.engines.filestorage import FileStorageEngine
-from zeoid.engines.opening import open_filestorage, open_memory, open_storage
+from zeoid.engines.opening import engine_of, open_filestorage, open_memory, open_storage
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ConfigurationError
-from zeoid.model import MAX_TID, NO_TID, Store, TransactionInfo
+from zeoid.model import MAX_TID, NO_TID, Store
+from zeoid.ports import Commit
 
 NOBODY = 65534
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_segments() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_segments(patch)
+        yield
 
 
 @pytest.fixture
@@ -33,8 +43,8 @@ def path(tmp_path: Path) -> Path:
 
 def fill(path: Path) -> None:
     engine = open_filestorage(path)
-    engine.prepare(p64(7), TransactionInfo(b"", b"", {}), [Store(p64(1), NO_TID, b"data")])
-    engine.finish()
+    prepared = engine.prepare(None, INFO, [Store(p64(1), NO_TID, b"data")])
+    engine.commit([Commit(p64(7), b"id", prepared)])
     engine.close()
 
 
@@ -214,7 +224,7 @@ def test_a_data_file_that_may_not_be_written(folder: Path) -> None:
     fill(path)
     folder.chmod(0o777)
     for file in folder.iterdir():
-        file.chmod(0o444 if file == path else 0o666)
+        file.chmod(0o444 if file == path else 0o777)
     with one_line(str(path), "Permission denied"), as_nobody():
         open_filestorage(path)
     assert not is_locked(path)
@@ -246,6 +256,49 @@ def test_a_mistake_in_a_program_is_no_matter_of_configuration() -> None:
 
     with pytest.raises(ZeroDivisionError):
         open_storage("storage 'x'", opener)
+
+
+def test_a_file_that_is_gone_while_its_journal_is_there(path: Path) -> None:
+    fill(path)
+    content = path.read_bytes()
+    path.unlink()
+    with one_line(str(path), "but its journal does", f"{path}.journal"):
+        open_filestorage(path)
+    assert not path.exists()
+    path.write_bytes(content)
+    open_filestorage(path).close()
+
+
+def test_a_storage_that_others_opened_does_not_fit_the_journal(path: Path) -> None:
+    fill(path)
+    back_up = path.read_bytes()
+    engine = open_filestorage(path)
+    engine.commit([Commit(p64(8), b"", engine.prepare(None, INFO, [Store(p64(2), NO_TID, b"lost")]))])
+    engine.close()
+    path.write_bytes(back_up)
+    storage = FileStorage(str(path))
+    with one_line("is not the file that its journal was written for", "zeoid recover"):
+        engine_of(storage)
+    storage.close()
+
+
+def test_a_storage_that_others_opened_lacks_what_the_journal_has(path: Path, tmp_path: Path) -> None:
+    fill(path)
+    engine = open_filestorage(path)
+    engine.commit([Commit(p64(8), b"", engine.prepare(None, INFO, [Store(p64(2), NO_TID, b"there")]))])
+    copy = tmp_path / "copy" / "Data.fs"
+    shutil.copytree(tmp_path, copy.parent, ignore=shutil.ignore_patterns("copy", "*.lock"))
+    engine.close()
+    for read_only in True, False:
+        storage = FileStorage(str(copy), read_only=read_only)
+        with one_line(f"zeoid recover {copy}"):
+            engine_of(storage)
+        storage.close()
+    with one_line(f"zeoid recover {copy}"):
+        open_filestorage(copy, read_only=True)
+    open_filestorage(copy).close()
+    for read_only in True, False:
+        engine_of(FileStorage(str(copy), read_only=read_only)).close()
 
 
 def test_a_data_file_is_opened_as_zodb_opens_it(path: Path) -> None:

@@ -13,11 +13,20 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.interfaces import IBlobStorage
 from ZODB.MappingStorage import MappingStorage
-from ZODB.POSException import POSError, POSKeyError, ReadConflictError, StorageError, UndoError, Unsupported
+from ZODB.POSException import (
+    ConflictError,
+    POSError,
+    POSKeyError,
+    ReadConflictError,
+    StorageError,
+    UndoError,
+    Unsupported,
+)
 from ZODB.tests.MinPO import MinPO
 from ZODB.tests.StorageTestBase import zodb_pickle
 from ZODB.utils import p64
 
+from tests.engines.datafiles import use_small_segments
 from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.opening import engine_of, open_filestorage, open_memory
 from zeoid.engines.storage import StorageEngine
@@ -25,7 +34,6 @@ from zeoid.model import (
     MAX_TID,
     NO_TID,
     CheckCurrent,
-    Conflict,
     Delete,
     Operation,
     Restore,
@@ -33,6 +41,7 @@ from zeoid.model import (
     TransactionInfo,
     Undo,
 )
+from zeoid.ports import Commit, Prepared
 
 INFO = TransactionInfo(b"user", b"description", {"key": "value"})
 A, B, C = p64(1), p64(2), p64(3)
@@ -42,10 +51,22 @@ def tid(number: int) -> bytes:
     return bytes(p64(0x03C0_0000_0000_0000 + number))
 
 
-def write(engine: StorageEngine, at: bytes, *operations: Operation, info: TransactionInfo = INFO) -> None:
-    prepared = engine.prepare(at, info, operations)
+def prepare(
+    engine: StorageEngine, at: bytes, *operations: Operation, info: TransactionInfo = INFO
+) -> Prepared:
+    return engine.prepare(at if engine.exclusive else None, info, operations)
+
+
+def write(
+    engine: StorageEngine, at: bytes, *operations: Operation, info: TransactionInfo = INFO, id: bytes = b""
+) -> None:
+    prepared = prepare(engine, at, *operations, info=info)
     assert not prepared.conflicts
-    engine.finish()
+    engine.commit([Commit(at, id, prepared)])
+
+
+def short(prepared: Prepared) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    return [(each.oid, each.committed, each.read, each.data) for each in prepared.conflicts]
 
 
 def exists(engine: StorageEngine, oid: bytes) -> bool:
@@ -53,6 +74,13 @@ def exists(engine: StorageEngine, oid: bytes) -> bool:
         return engine.load_before(oid, MAX_TID) is not None
     except POSKeyError:
         return False
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_segments() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_segments(patch)
+        yield
 
 
 MAKERS: dict[str, Callable[[Path], StorageEngine]] = {
@@ -79,11 +107,11 @@ def file_engine(tmp_path: Path) -> Iterator[StorageEngine]:
 # Any storage ----------------------------------------------------------------------------------------------
 
 
-def test_prepare_and_finish(engine: StorageEngine) -> None:
-    prepared = engine.prepare(tid(1), INFO, [Store(A, NO_TID, b"one"), Store(B, NO_TID, b"two")])
+def test_prepare_and_commit(engine: StorageEngine) -> None:
+    prepared = prepare(engine, tid(1), Store(A, NO_TID, b"one"), Store(B, NO_TID, b"two"))
     assert (list(prepared.conflicts), list(prepared.oids), list(prepared.resolved)) == ([], [A, B], [])
     assert not exists(engine, A)
-    engine.finish()
+    engine.commit([Commit(tid(1), b"", prepared)])
     assert engine.last_tid() == tid(1)
     assert engine.load_before(A, MAX_TID) == (b"one", tid(1), None)
     assert engine.load_serial(B, tid(1)) == b"two"
@@ -92,8 +120,7 @@ def test_prepare_and_finish(engine: StorageEngine) -> None:
 
 
 def test_prepare_and_abandon(engine: StorageEngine) -> None:
-    engine.prepare(tid(1), INFO, [Store(A, NO_TID, b"one")])
-    engine.abandon()
+    engine.abandon(prepare(engine, tid(1), Store(A, NO_TID, b"one")))
     assert not exists(engine, A)
     assert engine.last_tid() == NO_TID
     write(engine, tid(2), Store(A, NO_TID, b"two"))
@@ -103,8 +130,8 @@ def test_prepare_and_abandon(engine: StorageEngine) -> None:
 def test_a_conflict_leaves_nothing(engine: StorageEngine) -> None:
     write(engine, tid(1), Store(A, NO_TID, b"one"))
     write(engine, tid(2), Store(A, tid(1), b"two"))
-    prepared = engine.prepare(tid(3), INFO, [Store(B, NO_TID, b"new"), Store(A, tid(1), b"mine")])
-    assert list(prepared.conflicts) == [Conflict(A, tid(2), tid(1), b"mine")]
+    prepared = prepare(engine, tid(3), Store(B, NO_TID, b"new"), Store(A, tid(1), b"mine"))
+    assert short(prepared) == [(A, tid(2), tid(1), b"mine")]
     assert not exists(engine, B)
     write(engine, tid(3), Store(A, tid(2), b"three"))  # the lock is free
 
@@ -112,29 +139,30 @@ def test_a_conflict_leaves_nothing(engine: StorageEngine) -> None:
 def test_all_conflicts_are_found_at_once(engine: StorageEngine) -> None:
     write(engine, tid(1), Store(A, NO_TID, b"a"), Store(B, NO_TID, b"b"), Store(C, NO_TID, b"c"))
     stores = [Store(A, NO_TID, b"x"), Store(B, tid(1), b"y"), Store(C, NO_TID, b"z")]
-    prepared = engine.prepare(tid(2), INFO, stores)
+    prepared = prepare(engine, tid(2), *stores)
     assert [conflict.oid for conflict in prepared.conflicts] == [A, C]
 
 
 def test_a_failure_leaves_nothing(engine: StorageEngine) -> None:
     write(engine, tid(1), Store(A, NO_TID, b"one"))
     with pytest.raises(ReadConflictError):
-        engine.prepare(tid(2), INFO, [Store(B, NO_TID, b"new"), CheckCurrent(A, NO_TID)])
+        prepare(engine, tid(2), Store(B, NO_TID, b"new"), CheckCurrent(A, NO_TID))
     assert not exists(engine, B)
     write(engine, tid(2), Store(B, NO_TID, b"two"))
 
 
 def test_a_check_that_holds_writes_nothing(engine: StorageEngine) -> None:
     write(engine, tid(1), Store(A, NO_TID, b"one"))
-    prepared = engine.prepare(tid(2), INFO, [CheckCurrent(A, tid(1)), Store(B, NO_TID, b"two")])
+    prepared = prepare(engine, tid(2), CheckCurrent(A, tid(1)), Store(B, NO_TID, b"two"))
     assert list(prepared.oids) == [B]
-    engine.finish()
+    engine.commit([Commit(tid(2), b"", prepared)])
     assert engine.current_tid(A) == tid(1)
 
 
 def test_a_transaction_without_operations(engine: StorageEngine) -> None:
-    assert list(engine.prepare(tid(1), INFO, []).oids) == []
-    engine.finish()
+    prepared = prepare(engine, tid(1))
+    assert list(prepared.oids) == []
+    engine.commit([Commit(tid(1), b"", prepared)])
     assert engine.last_tid() == tid(1)
 
 
@@ -143,15 +171,14 @@ def test_a_transaction_without_operations(engine: StorageEngine) -> None:
 )
 def test_empty_data_is_refused(engine: StorageEngine, operation: Operation) -> None:
     with pytest.raises(StorageError, match="is empty"):
-        engine.prepare(tid(1), INFO, [operation])
+        prepare(engine, tid(1), operation)
     write(engine, tid(1), Store(A, NO_TID, b"one"))
 
 
 def test_oids_are_never_given_twice(engine: StorageEngine) -> None:
     given = engine.new_oids(150)
     write(engine, tid(1), *(Store(oid, NO_TID, b"x") for oid in given[::3]))
-    engine.prepare(tid(2), INFO, [Store(given[1], NO_TID, b"x")])
-    engine.abandon()
+    engine.abandon(prepare(engine, tid(2), Store(given[1], NO_TID, b"x")))
     more = engine.new_oids(150)
     assert len({*given, *more}) == 300
 
@@ -169,12 +196,22 @@ def test_an_unknown_object(engine: StorageEngine) -> None:
 
 def test_what_a_storage_does_not_have(tmp_path: Path) -> None:
     engine = open_memory()
-    for operation in (Restore(A, b"x", None), Delete(A, NO_TID), Undo(b"x")):
+    for operation in (Restore(A, b"x", None), Delete(A, NO_TID), Undo(b"AAAAAAAAAAA=")):
         with pytest.raises(Unsupported, match="memory has no"):
-            engine.prepare(tid(1), INFO, [operation])
+            prepare(engine, tid(1), operation)
     write(engine, tid(1), Store(A, NO_TID, b"x"))
     assert (engine.supports_undo, engine.undo_log(0, 20), engine.undo_info(0, 20, None)) == (False, [], [])
     assert engine.last_invalidations(10) == []
+    engine.close()
+
+
+def test_an_engine_that_keeps_no_ids_says_so(tmp_path: Path) -> None:
+    engine = open_memory()
+    write(engine, tid(1), Store(A, NO_TID, b"x"), id=b"id")
+    outcomes = engine.outcomes()
+    assert (outcomes.floor, list(outcomes.committed)) == (tid(1), [])
+    assert engine.checkpoint() == tid(1)
+    assert engine.failure == ""
     engine.close()
 
 
@@ -211,8 +248,9 @@ def test_a_storage_with_blobs_does_not_promise_them(tmp_path: Path) -> None:
 
 def test_deletion(file_engine: StorageEngine) -> None:
     write(file_engine, tid(1), Store(A, NO_TID, b"one"))
-    assert list(file_engine.prepare(tid(2), INFO, [Delete(A, tid(1))]).oids) == [A]
-    file_engine.finish()
+    prepared = prepare(file_engine, tid(2), Delete(A, tid(1)))
+    assert list(prepared.oids) == [A]
+    file_engine.commit([Commit(tid(2), b"", prepared)])
     assert not exists(file_engine, A)
     assert file_engine.newest_tid(A) == tid(2)
     with pytest.raises(POSKeyError):
@@ -223,9 +261,9 @@ def test_undo(file_engine: StorageEngine) -> None:
     write(file_engine, tid(1), Store(A, NO_TID, b"one"))
     write(file_engine, tid(2), Store(A, tid(1), b"two"))
     (entry,) = file_engine.undo_log(0, 1)
-    prepared = file_engine.prepare(tid(3), INFO, [Undo(entry["id"])])
+    prepared = prepare(file_engine, tid(3), Undo(entry["id"]))
     assert (list(prepared.oids), list(prepared.resolved)) == ([A], [A])
-    file_engine.finish()
+    file_engine.commit([Commit(tid(3), b"", prepared)])
     assert file_engine.load_before(A, MAX_TID) == (b"one", tid(3), None)
 
 
@@ -235,7 +273,7 @@ def test_undo(file_engine: StorageEngine) -> None:
 def test_undo_of_what_is_no_transaction(file_engine: StorageEngine, id: bytes) -> None:
     write(file_engine, tid(1), Store(A, NO_TID, b"one"))
     with pytest.raises(UndoError):
-        file_engine.prepare(tid(2), INFO, [Undo(id)])
+        prepare(file_engine, tid(2), Undo(id))
     write(file_engine, tid(2), Store(A, tid(1), b"two"))
 
 
@@ -257,14 +295,29 @@ def test_restore(file_engine: StorageEngine) -> None:
     ],
     ids=["user", "description", "extension"],
 )
+@pytest.mark.parametrize("maker", ["filestorage", "adapter"])
 def test_metadata_that_does_not_fit_locks_nobody_out(
-    file_engine: StorageEngine, info: TransactionInfo
+    tmp_path: Path, maker: str, info: TransactionInfo
 ) -> None:
     """FileStorage finds out when it already holds its lock."""
-    with pytest.raises(POSError, match="too"):
-        file_engine.prepare(tid(1), info, [Store(A, NO_TID, b"one")])
-    assert not file_engine._storage._commit_lock.locked()
-    write(file_engine, tid(1), Store(A, NO_TID, b"one"))
+    path = tmp_path / "Data.fs"
+    engine = open_filestorage(path) if maker == "filestorage" else StorageEngine(FileStorage(str(path)))
+    with pytest.raises(POSError, match=r"too|longer"):
+        prepare(engine, tid(1), Store(A, NO_TID, b"one"), info=info)
+    assert not engine._storage._commit_lock.locked()
+    write(engine, tid(1), Store(A, NO_TID, b"one"))
+    engine.close()
+
+
+@pytest.mark.parametrize("part", ["user", "description"])
+def test_metadata_that_just_fits(file_engine: StorageEngine, part: str) -> None:
+    longest = {"user": b"", "description": b"", "extension": {}, part: b"x" * 65_535}
+    write(file_engine, tid(1), Store(A, NO_TID, b"one"), info=TransactionInfo(**longest))
+    (found,) = file_engine.iterate(None, None)
+    assert getattr(found, part) == b"x" * 65_535
+    longest[part] += b"x"
+    with pytest.raises(StorageError, match="longer"):
+        prepare(file_engine, tid(2), Store(B, NO_TID, b"two"), info=TransactionInfo(**longest))
 
 
 def test_metadata_is_kept(file_engine: StorageEngine) -> None:
@@ -298,13 +351,12 @@ def test_transactions_from_and_to(file_engine: StorageEngine) -> None:
 
 @pytest.mark.parametrize("start", [1, 2, 3, 4, 5])
 def test_iteration_while_a_transaction_is_prepared(file_engine: StorageEngine, start: int) -> None:
-    """It stands in the file already, behind the end."""
     for number in (1, 2, 3):
         write(file_engine, tid(number), Store(p64(number), NO_TID, b"x"))
-    file_engine.prepare(tid(4), INFO, [Store(A, tid(1), b"prepared" * 1000)])
+    prepared = prepare(file_engine, tid(4), Store(A, tid(1), b"prepared" * 1000))
     found = [each.tid for each in file_engine.iterate(tid(start), None)]
     assert found == [tid(number) for number in (1, 2, 3) if number >= start]
-    file_engine.abandon()
+    file_engine.abandon(prepared)
 
 
 # Conflicts are found before the storage resolves them -----------------------------------------------------
@@ -341,9 +393,21 @@ def test_the_server_resolves_nothing(engine: StorageEngine) -> None:
     write(engine, tid(1), Store(A, NO_TID, zodb_pickle(Counter(1))))
     write(engine, tid(2), Store(A, tid(1), zodb_pickle(Counter(2))))
     mine = zodb_pickle(Counter(3))
-    assert list(engine.prepare(tid(3), INFO, [Store(A, tid(1), mine)]).conflicts) == [
-        Conflict(A, tid(2), tid(1), mine)
-    ]
+    assert short(prepare(engine, tid(3), Store(A, tid(1), mine))) == [(A, tid(2), tid(1), mine)]
+
+
+def test_the_server_resolves_where_it_is_told_to(engine: StorageEngine) -> None:
+    engine.resolve_conflicts()
+    assert engine.resolves_conflicts
+    write(engine, tid(1), Store(A, NO_TID, zodb_pickle(Counter(1))))
+    write(engine, tid(2), Store(A, tid(1), zodb_pickle(Counter(2))))
+    ran.clear()
+    prepared = prepare(engine, tid(3), Store(A, tid(1), zodb_pickle(Counter(3))))
+    assert (list(prepared.conflicts), list(prepared.resolved), ran) == ([], [A], ["a conflict was resolved"])
+    engine.commit([Commit(tid(3), b"", prepared)])
+    assert b"K\x03" in engine.load_serial(A, tid(3))
+    with pytest.raises(ConflictError):
+        prepare(engine, tid(4), Store(A, tid(1), b"nothing that can be resolved"))
 
 
 @pytest.mark.usefixtures("nothing_ran")
@@ -362,8 +426,8 @@ def test_what_a_client_stores_is_never_unpickled(
         write(file_engine, tid(2), Undo(file_engine.undo_log(0, 1)[0]["id"]))
     planted = pickle.dumps(Planted(), 2)
     with caplog.at_level(logging.ERROR):
-        prepared = file_engine.prepare(tid(3), INFO, [Store(A, serial, planted)])
-    assert list(prepared.conflicts) == [Conflict(A, tid(2), serial, planted)]
+        prepared = prepare(file_engine, tid(3), Store(A, serial, planted))
+    assert short(prepared) == [(A, tid(2), serial, planted)]
     assert caplog.records == []
 
 

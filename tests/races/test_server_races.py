@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ZODB.POSException import ConflictError, POSKeyError, StorageError, StorageTransactionError, UndoError
 from ZODB.utils import p64
 
-from tests.server.inmemory import NOON, Call, MemoryHouse, Peer, in_order
+from tests.server.assertions import nothing_is_locked
+from tests.server.inmemory import NOON, Call, MemoryHouse, ParallelEngine, Peer, in_order
 from zeoid import limits
 from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.model import MAX_TID, NO_TID
@@ -43,10 +44,16 @@ def house(houses: Callable[..., MemoryHouse], tmp_path: Path) -> MemoryHouse:
     return houses(_1=open_filestorage(tmp_path / "Data.fs"))
 
 
+@pytest.fixture(params=["one at a time", "many at once"])
+def either_house(request: pytest.FixtureRequest, houses: Callable[..., MemoryHouse]) -> MemoryHouse:
+    """An engine that prepares one transaction at a time, and one that prepares many."""
+    return houses(_1=open_memory() if request.param == "one at a time" else ParallelEngine())
+
+
 def finish_in_a_thread(house: MemoryHouse, writer: Peer, *oids: bytes) -> Call:
-    """A commit whose finish is up to the test: while a pack is under way, it goes to a thread."""
+    """A commit whose finish is up to the test: where there are other clients, it goes to a thread."""
+    house.peer(name="idle")
     assert writer.prepare(*oids).result == ()
-    house.hosted.pack_begins()
     return writer.start("tpc_finish", 1)
 
 
@@ -94,13 +101,16 @@ def test_the_writer_breaks_down_while_its_commit_is_broadcast(house: MemoryHouse
     """It will never know, but the commit is durable: the others must hear of it, and the next one gets on."""
     writer, reader, waiter = house.peer(), house.peer(), house.peer()
     assert writer.prepare(A).result == ()
-    vote = waiter.prepare(B)
+    vote = waiter.prepare(A, B)
     break_by_raising(writer)
     writer.start("tpc_finish", 1)
+    house.commit.run_all()
     (told,) = reader.told()
     assert told == (house.hosted.visible.tid, (A,))
     waiter.read()
-    assert vote.result == ()
+    assert [conflict["oid"] for conflict in vote.result] == [A]
+    waiter.store(A)
+    assert waiter.ask("vote", 1) == ()
     assert waiter.ask("tpc_finish", 1) > told[0]
 
 
@@ -262,10 +272,11 @@ def test_who_registers_during_a_commit_is_told_of_it_exactly_once(house: MemoryH
     assert late.told() == []
 
 
-def test_finish_and_what_follows_in_one_segment(house: MemoryHouse, writer: Peer) -> None:
+def test_finish_and_what_follows_in_one_segment(houses: Callable[..., MemoryHouse]) -> None:
     """All replies of a segment are written together at its end. Others hear of the commit before that, and
     their own replies cannot overtake it."""
-    reader = house.peer()
+    house = houses(_1=open_memory())
+    writer, reader = house.peer(), house.peer()
     assert writer.prepare(A).result == ()
     finish, load, last = writer.calls(("tpc_finish", 1), ("loadBefore", A, MAX_TID), ("lastTransaction",))
     assert load.result[1] == last.result == finish.result
@@ -273,18 +284,31 @@ def test_finish_and_what_follows_in_one_segment(house: MemoryHouse, writer: Peer
     assert list(in_order(reader.events))[-2:] == ["call invalidateTransaction", "reply lastTransaction"]
 
 
+def test_finish_in_a_thread_and_what_follows_in_one_segment(house: MemoryHouse, writer: Peer) -> None:
+    """The commit goes to the disk; what is asked meanwhile is answered, and shows nothing of it."""
+    reader = house.peer()
+    old = house.hosted.visible.tid
+    assert writer.prepare(A).result == ()
+    finish, load, last = writer.calls(("tpc_finish", 1), ("loadBefore", A, MAX_TID), ("lastTransaction",))
+    assert (finish.answered, load.result[1], last.result) == (False, old, old)
+    house.commit.run()
+    assert reader.ask("lastTransaction") == writer.ask("lastTransaction") == finish.result > old
+    assert list(in_order(reader.events))[-2:] == ["call invalidateTransaction", "reply lastTransaction"]
+    assert list(in_order(writer.events))[-2:] == ["reply tpc_finish", "reply lastTransaction"]
+
+
 STEPS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.sampled_from([A, B, C])), max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
-@given(STEPS)
-def test_what_a_client_sees_never_goes_back(steps: list[tuple[int, int, bytes]]) -> None:
+@given(STEPS, st.booleans())
+def test_what_a_client_sees_never_goes_back(steps: list[tuple[int, int, bytes]], exclusive: bool) -> None:
     """Commits, loads and slow requests in any order, and finishes that stay in their thread for any time.
 
     Each client's stream is then read from the beginning: nothing may show a tid that was not told before, and
     a revision that is said to be current must be the newest of those that were told.
     """
-    house = MemoryHouse()
+    house = MemoryHouse({"1": open_memory() if exclusive else ParallelEngine()})
     peers = [house.peer(name=f"peer {number}") for number in range(3)]
     peers[0].commit(A, B, C)
     for what, who, oid in steps:
@@ -307,8 +331,6 @@ def test_what_a_client_sees_never_goes_back(steps: list[tuple[int, int, bytes]])
             while house.commit._begun:
                 house.commit.land()
     house.commit.run_all()
-    while house.commit._begun:
-        house.commit.land()
     for peer in peers:
         _check_stream(peer)
     house.close()
@@ -437,35 +459,41 @@ def test_a_client_at_the_edge_of_what_is_remembered(houses: Callable[..., Memory
 # Who holds the lock, or waits for it, leaves --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("in_a_thread", [False, True])
-def test_the_holder_leaves_between_vote_and_finish(house: MemoryHouse, in_a_thread: bool) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_holder_leaves_between_vote_and_finish(either_house: MemoryHouse, packing: bool) -> None:
     """Nothing of its transaction is ever told or seen, and those who wait get on."""
+    house = either_house
     holder, waiter, reader = house.peer(), house.peer(), house.peer()
-    assert holder.prepare(A, data=b"never").result == ()
-    if in_a_thread:
+    assert holder.prepare(A, C, data=b"never").result == ()
+    if packing:
         house.hosted.pack_begins()
-    vote = waiter.prepare(B)
+    vote = waiter.prepare(A)
     holder.disconnect()
-    house.commit.run_all()
+    house.work()
     waiter.read()
     assert vote.result == ()
-    finish = waiter.start("tpc_finish", 1)
-    house.commit.run_all()
-    waiter.read()
-    assert reader.told() == [(finish.result, (B,))]
+    tid = waiter.ask("tpc_finish", 1)
+    assert reader.told() == [(tid, (A,))]
+    assert reader.ask("loadBefore", A, MAX_TID) == (b"data", tid, None)
     with pytest.raises(POSKeyError):
-        reader.ask("loadBefore", A, MAX_TID)
+        reader.ask("loadBefore", C, MAX_TID)
 
 
-def test_the_holder_leaves_while_the_engine_prepares(house: MemoryHouse) -> None:
+def test_the_holder_leaves_while_the_engine_prepares(
+    either_house: MemoryHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = either_house
     holder, waiter, reader = house.peer(), house.peer(), house.peer()
-    house.hosted.pack_begins()
+    house.hosted.pack_begins()  # the one engine prepares in its thread then ...
+    monkeypatch.setattr(limits, "PREPARE_INLINE_OPERATIONS", 0)  # ... and the other in another
+    thread = house.commit if house.hosted.engine.exclusive else house.beside
     holder.prepare(A)
-    vote = waiter.prepare(B)
-    house.commit.work()
+    vote = waiter.prepare(A)
+    thread.work()
     holder.disconnect()
-    house.commit.land()
-    house.commit.run_all()
+    assert not vote.answered
+    thread.land()
+    house.work()
     waiter.read()
     assert vote.result == ()
     assert reader.told() == []
@@ -480,8 +508,7 @@ def test_the_holder_leaves_while_the_engine_finishes(house: MemoryHouse) -> None
     assert reader.told() == []
     house.commit.run_all()
     assert reader.told() == [(house.hosted.visible.tid, (A,))]
-    house.hosted.pack_ended()
-    assert house.hosted.transactions.active == 0
+    nothing_is_locked(house.hosted)
     assert reader.commit(B)
 
 
@@ -490,7 +517,7 @@ def test_the_holder_leaves_while_it_resolves_conflicts(house: MemoryHouse, write
     holder.begin()
     holder.store(A, serial=NO_TID)
     assert holder.ask("vote", 1)
-    vote = waiter.prepare(B)
+    vote = waiter.prepare(A)
     assert not vote.answered
     holder.disconnect()
     waiter.read()
@@ -526,8 +553,7 @@ def test_all_leave_at_once(house: MemoryHouse) -> None:
         peer.prepare(B, id=2)
     for peer in peers:
         peer.disconnect()
-    transactions = house.hosted.transactions
-    assert (transactions.active, transactions.waiting, transactions.holder) == (0, 0, None)
+    nothing_is_locked(house.hosted)
     assert house.peer().commit(A)
 
 
@@ -551,7 +577,8 @@ def test_a_conflict_frees_the_lock(house: MemoryHouse, writer: Peer) -> None:
     peer.begin()
     peer.store(A, serial=NO_TID)
     assert peer.ask("vote", 1)
-    vote = waiter.prepare(B)
+    vote = waiter.prepare(A)
+    assert not vote.answered
     peer.ask("tpc_abort", 1)
     waiter.read()
     assert vote.result == ()
@@ -586,8 +613,7 @@ def test_an_error_in_a_one_way_call_fails_the_vote(
         peer.store(A)
     with pytest.raises(error):
         peer.ask("vote", 1)
-    transactions = house.hosted.transactions
-    assert (transactions.active, transactions.holder) == (0, None)
+    nothing_is_locked(house.hosted)
     with pytest.raises(POSKeyError):
         peer.ask("loadBefore", A, MAX_TID)
     assert waiter.commit(A)
@@ -612,12 +638,13 @@ def test_a_begin_that_is_refused_fails_the_vote(house: MemoryHouse) -> None:
 
 
 def test_an_engine_that_fails_to_begin_locks_nobody_out(house: MemoryHouse) -> None:
-    """FileStorage takes its lock and then finds that the user's name is too long for its file."""
+    """The user's name is too long for a data file, which shows when the locks are held."""
     peer = house.peer()
     peer.one_way("tpc_begin", 1, b"u" * 70_000, b"", {}, None, " ")
     peer.store(A)
-    with pytest.raises(StorageError, match="user name too long"):
+    with pytest.raises(StorageError, match="the user of the transaction is longer than 65,535 bytes"):
         peer.ask("vote", 1)
+    nothing_is_locked(house.hosted)
     assert house.peer().commit(A)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of sessions have to say of logs and of refusals."""
+"""What the tests of sessions have to say of logs, of refusals and of locks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from tests.server.inmemory import Call
+from zeoid.server.hosted import Hosted
 
 
 def log_lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:
@@ -21,3 +22,10 @@ def refuses(call: Call, *words: str) -> None:
         _ = call.result
     for word in words:
         assert word in str(caught.value)
+
+
+def nothing_is_locked(hosted: Hosted) -> None:
+    """No transaction is under way, and no object is held or waited for."""
+    transactions = hosted.transactions
+    assert (transactions.active, transactions.waiting, transactions.locked_at) == (0, 0, None)
+    assert len(transactions._locks) == 0

@@ -6,15 +6,22 @@ at the other end of a session: it keeps what the server wrote, in order. Must no
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ZODB.MappingStorage import MappingStorage
+from ZODB.POSException import ReadConflictError
+
 from zeoid.engines.opening import open_memory
-from zeoid.model import MAX_TID, NO_TID
-from zeoid.ports import Engine
+from zeoid.engines.storage import StorageEngine
+from zeoid.model import MAX_TID, NO_TID, CheckCurrent, Conflict, Operation, Store, TransactionInfo
+from zeoid.ports import Commit, Engine, Prepared
 from zeoid.server.hosted import Done, Hosted
+from zeoid.server.methods import ANSWERED_LATER
 from zeoid.server.session import Session
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT
@@ -66,11 +73,78 @@ class Threads:
         self.land()
 
     def run_all(self) -> None:
-        while self._waiting:
-            self.run()
+        """Do all work, also what follows from it, and hand over the results."""
+        while self._waiting or self._begun:
+            if self._waiting:
+                self.work()
+            self.land()
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+
+class ParallelEngine(StorageEngine):
+    """In memory, and prepares any number of transactions at once, as the engine for data files does."""
+
+    exclusive = False
+
+    def __init__(self) -> None:
+        super().__init__(MappingStorage("parallel"))
+        #: The tids of each batch that was committed.
+        self.batches: list[list[bytes]] = []
+        self.abandoned = 0
+        #: Raised by the method of this name.
+        self.failing = ""
+        #: What went wrong in the background.
+        self.problem = ""
+
+    @property
+    def failure(self) -> str:
+        return self.problem
+
+    def _check(self, where: str) -> None:
+        if self.failing == where:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def prepare(self, tid: bytes | None, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
+        assert tid is None, "tids are given at the commit"
+        self._check("prepare")
+        gathered = list(operations)
+        conflicts = [
+            Conflict(store.oid, newest, store.serial, store.data)
+            for store in gathered
+            if isinstance(store, Store) and (newest := self.newest_tid(store.oid)) not in (None, store.serial)
+        ]
+        if conflicts:
+            return Prepared(conflicts)
+        for check in gathered:
+            if isinstance(check, CheckCurrent) and (newest := self.current_tid(check.oid)) != check.serial:
+                raise ReadConflictError(oid=check.oid, serials=(newest, check.serial))
+        return _Kept(info, gathered)
+
+    def commit(self, batch: Sequence[Commit]) -> None:
+        self._check("commit")
+        self.batches.append([one.tid for one in batch])
+        for one in batch:
+            assert isinstance(one.prepared, _Kept)
+            kept = super().prepare(one.tid, one.prepared.info, one.prepared.operations)
+            super().commit([Commit(one.tid, one.id, kept)])
+
+    def abandon(self, prepared: Prepared) -> None:
+        self._check("abandon")
+        self.abandoned += 1
+
+
+class _Kept(Prepared):
+    """What a transaction is going to do."""
+
+    __slots__ = ("info", "operations")
+
+    def __init__(self, info: TransactionInfo, operations: Sequence[Operation]) -> None:
+        self.info = info
+        self.operations = operations
+        oids = [operation.oid for operation in operations if isinstance(operation, Store)]
+        super().__init__((), oids)
 
 
 class MemoryWire:
@@ -108,15 +182,23 @@ class MemoryHouse:
     def __init__(self, engines: Mapping[str, Engine] | None = None, **options: Any) -> None:
         self.clock = FakeClock()
         self.slow = Threads()
+        #: Where batches are made durable, and where what may take its time is done meanwhile.
         self.commit = Threads()
+        self.beside = Threads()
         self.packs = Threads()
         self.fatal: list[str] = []
         self.peers: list[Peer] = []
         self.engines = dict(engines or {"1": open_memory()})
         self.storages = {
-            name: Hosted(name, engine, self.clock, self.commit.submit, self.fatal.append, **options)
+            name: Hosted(
+                name, engine, self.clock, self.commit.submit, self.beside.submit, self.is_alone,
+                self.fatal.append, **options,
+            )
             for name, engine in self.engines.items()
-        }
+        }  # fmt: skip
+
+    def is_alone(self) -> bool:
+        return sum(len(hosted.clients) for hosted in self.storages.values()) <= 1
 
     def run_slow(self, work: Callable[[], Any], done: Done) -> None:
         self.slow.submit(work, done)
@@ -129,6 +211,12 @@ class MemoryHouse:
             done(problem)
 
         self.packs.submit(lambda: hosted.engine.pack(time), landed)
+
+    def work(self) -> None:
+        """Have the threads do what votes and finishes wait for."""
+        while len(self.beside) or len(self.commit):
+            self.beside.run_all()
+            self.commit.run_all()
 
     def later(self, seconds: float) -> None:
         self.clock.now_s += seconds
@@ -144,10 +232,11 @@ class MemoryHouse:
         return Peer(self, **options).register()
 
     def close(self) -> None:
+        """Once it is closed, and its engines are, closing it again does nothing."""
         for peer in self.peers:
             peer.disconnect()
-        for engine in self.engines.values():
-            engine.close()
+        while self.engines:
+            self.engines.popitem()[1].close()
 
 
 @dataclass(eq=False)
@@ -210,8 +299,14 @@ class Peer:
         return call
 
     def ask(self, name: str, *args: Any) -> Any:
-        """Call the server and return its answer, which must come at once."""
-        return self.start(name, *args).result
+        """Call the server and return its answer, which comes at once or after what a commit waits for."""
+        return self._settled(self.start(name, *args)).result
+
+    def _settled(self, call: Call) -> Call:
+        if not call.answered and call.name in ANSWERED_LATER:
+            self.house.work()
+            self.read()
+        return call
 
     def one_way(self, name: str, *args: Any) -> None:
         self.send(self.connection.one_way(name, args))
@@ -279,7 +374,7 @@ class Peer:
         return self.start("vote", id)
 
     def commit(self, *oids: bytes, data: bytes = b"data", id: Any = 1) -> bytes:
-        assert not self.prepare(*oids, data=data, id=id).result
+        assert not self._settled(self.prepare(*oids, data=data, id=id)).result
         tid: bytes = self.ask("tpc_finish", id)
         return tid
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from zc.lockfile import LockFile
 from ZODB.MappingStorage import MappingStorage
+from ZODB.tests.ConflictResolution import PCounter
+from ZODB.tests.StorageTestBase import zodb_pickle
 from ZODB.utils import p64
 
 import zeoid
@@ -74,6 +76,25 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 def test_options_of_the_server() -> None:
     with zeoid.serve(None, read_only=True, offer="M5") as server, RawClient(where(server)) as client:
         assert client.read_frame() == b"M5"
+
+
+def test_a_server_that_resolves_conflicts(tmp_path: Path) -> None:
+    """It is asked to once, for all its storages."""
+    storages = {"main": tmp_path / "main.fs", "memory": None}
+    with zeoid.serve(storages, resolve_conflicts=True) as server, RawClient(where(server)) as client:
+        client.register("main")
+        first = client.commit(A, counter(1))
+        client.commit(A, counter(5), first)
+        assert client.prepare(A, counter(3), first) == (A,)
+        tid = client.call("tpc_finish", 1)
+        assert client.call("loadBefore", A, MAX_TID) == (counter(7), tid, None)
+
+
+def counter(value: int) -> bytes:
+    made = PCounter()
+    made.inc(value)
+    data: bytes = zodb_pickle(made)
+    return data
 
 
 def test_a_port_in_use() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ZODB.POSException import ConflictError, ReadOnlyError, StorageError
 from ZODB.utils import p64
 
-from tests.server.inmemory import NOON, MemoryHouse, Peer, in_order
+from tests.server.inmemory import MemoryHouse, ParallelEngine, Peer, in_order
 from zeoid import limits
-from zeoid.engines.opening import open_memory
+from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import MAX_TID, NO_TID
+from zeoid.wire.messages import EXTENSIONS
 
 A, B, C = p64(1), p64(2), p64(3)
 STATUS_AT_START = {
@@ -37,13 +39,13 @@ class Failing(StorageEngine):
         self._check("prepare")
         return super().prepare(*args)
 
-    def finish(self) -> None:
-        self._check("finish")
-        super().finish()
+    def commit(self, *args: Any) -> None:
+        self._check("commit")
+        super().commit(*args)
 
-    def abandon(self) -> None:
+    def abandon(self, *args: Any) -> None:
         self._check("abandon")
-        super().abandon()
+        super().abandon(*args)
 
 
 @pytest.fixture
@@ -68,12 +70,29 @@ def test_a_commit_is_told_to_everybody_else(house: MemoryHouse) -> None:
     assert writer.told() == []
 
 
-def test_the_size_is_told_to_who_made_it_grow(file_house: MemoryHouse) -> None:
+def sizes_told(peer: Peer) -> list[int]:
+    peer.read()
+    return [event.value[0]["size"] for event in peer.events if event.name == "info"]
+
+
+def test_everybody_is_told_of_the_size_now_and_then(file_house: MemoryHouse) -> None:
+    """At most once a second, and only if it has changed: not at every commit."""
     writer, reader = file_house.peer(), file_house.peer()
+    engine = file_house.hosted.engine
+    file_house.later(limits.INFO_S)
     writer.commit(A)
-    sizes = [event.value[0]["size"] for event in writer.events if event.name == "info"]
-    assert sizes == [file_house.hosted.engine.size_bytes()]
-    assert [event for event in reader.read() if event.name == "info"] == []
+    file_house.later(limits.INFO_S * 0.9)
+    writer.commit(B)
+    assert sizes_told(writer) == sizes_told(reader) == []
+    file_house.later(limits.INFO_S * 0.2)
+    first = engine.size_bytes()
+    assert sizes_told(writer) == sizes_told(reader) == [first]
+    writer.commit(C)
+    file_house.later(limits.INFO_S * 0.5)
+    assert sizes_told(reader) == [first]
+    for _ in range(3):
+        file_house.later(limits.INFO_S)
+    assert sizes_told(writer) == sizes_told(reader) == [first, engine.size_bytes()]
 
 
 def test_those_who_have_not_registered_are_told_nothing(house: MemoryHouse) -> None:
@@ -82,7 +101,7 @@ def test_those_who_have_not_registered_are_told_nothing(house: MemoryHouse) -> N
     assert stranger.read() == []
 
 
-def test_votes_wait_for_each_other(house: MemoryHouse) -> None:
+def test_votes_wait_for_each_other_where_the_engine_takes_one_at_a_time(house: MemoryHouse) -> None:
     first, second, third = house.peer(), house.peer(), house.peer()
     assert first.prepare(A).result == ()
     votes = [second.prepare(B), third.prepare(C)]
@@ -125,18 +144,18 @@ def test_a_failure_to_prepare_is_the_clients_matter(failing: MemoryHouse) -> Non
 # What can't go on -----------------------------------------------------------------------------------------
 
 
-def test_a_failure_to_finish_stops_the_server(failing: MemoryHouse) -> None:
+def test_a_failure_to_commit_stops_the_server(failing: MemoryHouse) -> None:
     """What is on the disk can't be known: no reply, no invalidation, nothing more for the engine to do."""
     writer, reader = failing.peer(), failing.peer()
     assert writer.prepare(A).answered
     waiting = reader.prepare(C)
-    fail_at(failing, "finish")
+    fail_at(failing, "commit")
     finish = writer.start("tpc_finish", 1)
     assert not finish.answered
     assert reader.told() == []
     assert not waiting.answered
     (reason,) = failing.fatal
-    assert "storage '1' failed to finish a transaction" in reason
+    assert "storage '1' failed to commit" in reason
     assert "No space left" in reason
     fail_at(failing, "")
     writer.disconnect()
@@ -152,11 +171,11 @@ def test_a_failure_to_abandon_stops_the_server(failing: MemoryHouse) -> None:
     assert "failed to abandon" in failing.fatal[0]
 
 
-def test_a_failure_to_finish_in_a_thread_stops_the_server(failing: MemoryHouse) -> None:
+def test_a_failure_to_commit_in_a_thread_stops_the_server(failing: MemoryHouse) -> None:
     writer, reader = failing.peer(), failing.peer()
     assert writer.prepare(A).answered
     failing.hosted.pack_begins()
-    fail_at(failing, "finish")
+    fail_at(failing, "commit")
     finish = writer.start("tpc_finish", 1)
     failing.commit.run()
     writer.read()
@@ -165,157 +184,19 @@ def test_a_failure_to_finish_in_a_thread_stops_the_server(failing: MemoryHouse) 
     assert len(failing.fatal) == 1
 
 
-# Deadlines ------------------------------------------------------------------------------------------------
-
-
-def test_a_transaction_that_is_not_finished_is_aborted(
-    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+def test_an_engine_that_fails_in_the_background_stops_the_server(
+    make_house: Callable[..., MemoryHouse],
 ) -> None:
-    slow, other = house.peer(name="slow"), house.peer()
-    slow.prepare(A)
-    waiting = other.prepare(A)
-    house.later(limits.TRANSACTION_TIMEOUT_S - 0.1)
-    assert not slow.dropped
-    house.later(0.2)
-    assert slow.dropped
-    other.read()
-    assert waiting.result == ()
-    critical = [(r.name, r.getMessage()) for r in caplog.records if r.levelno == logging.CRITICAL]
-    assert critical == [
-        ("ZEO.StorageServer", "(slow) Transaction timeout after 30 seconds: it was prepared")
-    ]  # fmt: skip
-
-
-def test_a_client_that_does_not_resolve_its_conflict_is_dropped(
-    house: MemoryHouse, caplog: pytest.LogCaptureFixture
-) -> None:
-    house.peer().commit(A)
-    slow = house.peer(name="slow")
-    slow.ask("set_client_label", "worker 7")
-    slow.begin()
-    slow.store(A, serial=NO_TID)
-    assert slow.ask("vote", 1)
-    house.later(limits.TRANSACTION_TIMEOUT_S)
-    assert slow.dropped
-    line = "(worker 7 slow) Transaction timeout after 30 seconds: it was resolving conflicts"
-    assert line in [record.getMessage() for record in caplog.records]
-
-
-def test_the_timeout_can_be_chosen(make_house: Callable[..., MemoryHouse]) -> None:
-    house = make_house(transaction_timeout_s=2.5)
+    """It is noticed at the next tick, and said once."""
+    engine = ParallelEngine()
+    house = make_house({"1": engine})
     peer = house.peer()
-    peer.prepare(A)
-    house.later(2.4)
-    assert not peer.dropped
-    house.later(0.2)
-    assert peer.dropped
-
-
-def test_a_vote_does_not_wait_for_ever(house: MemoryHouse) -> None:
-    holder, waiter = house.peer(), house.peer()
-    assert holder.prepare(A).answered
-    house.hosted.pack_begins()
-    holder.start("tpc_finish", 1)  # and the engine takes its time
-    vote = waiter.prepare(B)
-    house.later(limits.VOTE_WAIT_S - 1)
-    assert not vote.answered
-    house.later(2)
-    waiter.read()
-    with pytest.raises(ConflictError, match="waited 300 s"):
-        _ = vote.result
-    house.commit.run_all()
-
-
-def test_one_that_is_still_storing_has_all_the_time_it_needs(house: MemoryHouse) -> None:
-    peer = house.peer()
-    peer.begin()
-    peer.store(A)
-    house.later(1_000_000)
-    assert not peer.dropped
-    assert peer.ask("vote", 1) == ()
-
-
-# Packing --------------------------------------------------------------------------------------------------
-
-
-def test_the_loop_does_not_wait_for_an_engine_that_packs(file_house: MemoryHouse) -> None:
-    peer = file_house.peer()
-    packing = peer.start("pack", NOON)
-    vote = peer.prepare(A)
-    assert not vote.answered
-    assert peer.ask("ping") is None
-    file_house.commit.run()
-    peer.read()
-    assert vote.result == ()
-    finish = peer.start("tpc_finish", 1)
-    file_house.packs.run()
-    file_house.commit.run()
-    peer.read()
-    assert finish.result == file_house.hosted.visible.tid
-    assert packing.answered
-    assert peer.commit(B)
-
-
-def test_what_went_to_a_thread_keeps_its_place(house: MemoryHouse) -> None:
-    """The pack has ended, but the thread has not: what comes later must not overtake what is in it."""
-    first, second = house.peer(), house.peer()
-    assert first.prepare(A).answered
-    house.hosted.pack_begins()
-    finish = first.start("tpc_finish", 1)
-    vote = second.prepare(B)
-    house.hosted.pack_ended()
-    assert not vote.answered
-    house.commit.work()
-    assert not vote.answered
-    house.commit.land()
-    house.commit.run_all()
-    first.read()
-    second.read()
-    assert finish.answered
-    assert vote.result == ()
-    assert second.ask("tpc_finish", 1) > finish.result
-    assert second.commit(C)
-
-
-def test_an_abort_during_a_pack_keeps_its_place(file_house: MemoryHouse) -> None:
-    first, second = file_house.peer(), file_house.peer()
-    assert first.prepare(A).answered
-    file_house.hosted.pack_begins()
-    first.ask("tpc_abort", 1)
-    vote = second.prepare(B)
-    assert len(file_house.commit) == 2
-    file_house.commit.run_all()
-    second.read()
-    assert vote.result == ()
-    file_house.hosted.pack_ended()
-    assert second.ask("tpc_finish", 1)
-
-
-def test_an_abort_in_a_thread_is_not_overtaken_when_the_pack_has_ended(file_house: MemoryHouse) -> None:
-    """The engine must forget one transaction before it is given the next."""
-    first, second = file_house.peer(), file_house.peer()
-    assert first.prepare(A).answered
-    file_house.hosted.pack_begins()
-    first.ask("tpc_abort", 1)
-    file_house.hosted.pack_ended()
-    vote = second.prepare(B)
-    assert not vote.answered
-    file_house.commit.run_all()
-    second.read()
-    assert vote.result == ()
-    assert second.ask("tpc_finish", 1)
-
-
-def test_everybody_is_told_what_a_pack_freed(file_house: MemoryHouse) -> None:
-    peers = [file_house.peer() for _ in range(3)]
-    peers[0].commit(p64(0))
-    for peer in peers:
-        peer.read()
-    peers[0].start("pack", NOON)
-    file_house.packs.run()
-    size = {"length": file_house.hosted.engine.count(), "size": file_house.hosted.engine.size_bytes()}
-    for peer in peers[1:]:
-        assert [event.value for event in peer.read()] == [(size,)]
+    engine.problem = "OSError: [Errno 5] Input/output error"
+    for _ in range(3):
+        house.later(limits.TICK_S)
+    assert house.fatal == ["storage '1' failed: OSError: [Errno 5] Input/output error"]
+    assert not peer.prepare(A).answered
+    assert engine.batches == []
 
 
 # What a server says of a storage --------------------------------------------------------------------------
@@ -363,7 +244,7 @@ def test_the_storage_is_described(file_house: MemoryHouse) -> None:
     assert info.pop("interfaces") == engine.interfaces
     assert info == {
         "length": 2, "size": engine.size_bytes(), "name": engine.name, "supportsUndo": True,
-        "supports_record_iternext": True,
+        "supports_record_iternext": True, "extensions": EXTENSIONS,
     }  # fmt: skip
 
 
@@ -387,11 +268,12 @@ def test_a_read_only_server_gives_no_oids(make_house: Callable[..., MemoryHouse]
 
 
 def test_what_clients_missed_is_known_from_the_start_on(
-    file_house: MemoryHouse, make_house: Callable[..., MemoryHouse]
+    file_house: MemoryHouse, make_house: Callable[..., MemoryHouse], tmp_path: Path
 ) -> None:
     writer = file_house.peer()
     first, second = writer.commit(A), writer.commit(B)
-    again = make_house({"1": file_house.hosted.engine})
+    file_house.close()
+    again = make_house({"1": open_filestorage(tmp_path / "Data.fs")})
     assert again.peer().ask("getInvalidations", first) == (second, (B,))
     assert again.peer().ask("getInvalidations", NO_TID) is None
 

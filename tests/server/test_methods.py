@@ -12,7 +12,7 @@ from ZODB.utils import p64
 
 from tests.server.inmemory import MemoryHouse, Peer
 from zeoid.model import MAX_TID, NO_TID, UndoPrefix, tid_after
-from zeoid.server.methods import ANSWERED_LATER, METHODS, OPERATIONS
+from zeoid.server.methods import ANSWERED_LATER, METHODS, NAMED_FIRST, OPERATIONS
 from zeoid.wire.messages import SERVER_METHODS, Access, Method
 
 A, B, C = p64(1), p64(2), p64(3)
@@ -41,10 +41,11 @@ def test_no_method_has_two_functions_and_no_function_two_methods() -> None:
 
 def test_operations_are_about_a_transaction() -> None:
     for name in OPERATIONS:
-        assert SERVER_METHODS[name].args[-1][0] == "transaction"
+        place = 0 if name in NAMED_FIRST else -1
+        assert SERVER_METHODS[name].args[place][0] == "transaction"
         assert SERVER_METHODS[name].access is Access.WRITE
     for name in ANSWERED_LATER:
-        assert [argument for argument, _ in SERVER_METHODS[name].args] == ["transaction"]
+        assert SERVER_METHODS[name].args[0][0] == "transaction"
     assert not OPERATIONS & ANSWERED_LATER
 
 

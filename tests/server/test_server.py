@@ -18,6 +18,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64
 
 from tests.peers import wait_until
+from tests.server.inmemory import ParallelEngine
 from tests.server.sockets import Address, RawClient, free_port, needs_ipv6
 from zeoid import limits
 from zeoid.addresses import Address as Listening
@@ -25,7 +26,7 @@ from zeoid.addresses import TcpAddress, UnixAddress
 from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ConfigurationError
-from zeoid.model import MAX_TID
+from zeoid.model import MAX_TID, NO_TID
 from zeoid.ports import Engine
 from zeoid.server.server import StorageFailure, StorageServer, serve_forever
 
@@ -76,6 +77,14 @@ class Running:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(work)
         assert done.wait(WAIT_S)
+
+    def goes_on_for(self, seconds: float) -> bool:
+        """Whether the server's loop still runs after so much time."""
+        passed = threading.Event()
+        loop = self._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(loop.call_later, seconds, passed.set)
+        return passed.wait(WAIT_S / 3)
 
     def stop(self) -> None:
         if self._thread.is_alive() and self._loop is not None:
@@ -353,7 +362,7 @@ def test_no_thread_stays_behind(start: Start) -> None:
 
 def test_a_storage_that_fails_stops_the_server(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     class Failing(Closing):
-        def finish(self) -> None:
+        def commit(self, batch: Any) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
     engine = Failing(open_memory()._storage)
@@ -369,7 +378,7 @@ def test_a_storage_that_fails_stops_the_server(start: Start, caplog: pytest.LogC
     assert isinstance(running.problem, StorageFailure)
     assert engine.closed == 1
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
-    assert "failed to finish a transaction" in line
+    assert "failed to commit" in line
     assert "Input/output error" in line
     assert "the server stops" in line.lower()
 
@@ -464,3 +473,82 @@ def test_a_stop_waits_for_a_pack(start: Start, slow: Slow, caplog: pytest.LogCap
         slow.may_go_on.set()
         stopping.join(WAIT_S)
     assert running.problem is None
+
+
+class SlowDisk(ParallelEngine):
+    """An engine whose commits take until the test lets them go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Event()
+        self.at_work = threading.Event()
+
+    def commit(self, batch: Any) -> None:
+        self.at_work.set()
+        assert self.may_go_on.wait(WAIT_S)
+        super().commit(batch)
+
+
+@pytest.fixture
+def slow_disk() -> Iterator[SlowDisk]:
+    engine = SlowDisk()
+    yield engine
+    engine.may_go_on.set()
+
+
+def test_a_slow_disk_holds_up_nobody_but_those_who_commit(start: Start, slow_disk: SlowDisk) -> None:
+    """Those who come meanwhile are committed together."""
+    running = start(storages={"1": slow_disk})
+    with contextlib.ExitStack() as stack:
+        first, *others = [stack.enter_context(RawClient(running.address)).register() for _ in range(5)]
+        first.prepare(A)
+        finish = first.start("tpc_finish", 1)
+        assert slow_disk.at_work.wait(WAIT_S)
+        finishes = []
+        for number, client in enumerate(others, 2):
+            assert client.prepare(p64(number)) == ()
+            finishes.append(client.start("tpc_finish", 1))
+            assert client.call("lastTransaction") == NO_TID
+        assert not finish.answered
+        slow_disk.may_go_on.set()
+        tids = [client.answer(finish) for client, finish in zip(others, finishes, strict=True)]
+        assert slow_disk.batches == [[first.answer(finish)], tids]
+        assert tids == sorted(tids)
+
+
+def test_a_stop_waits_for_the_disk(start: Start, slow_disk: SlowDisk) -> None:
+    """What is on its way there is committed, though nobody hears the answer; then the storage is closed."""
+    running = start(storages={"1": slow_disk})
+    with RawClient(running.address) as client, RawClient(running.address) as other:
+        client.register().prepare(A)
+        other.register()
+        client.start("tpc_finish", 1)
+        assert slow_disk.at_work.wait(WAIT_S)
+        stopping = threading.Thread(target=running.stop, daemon=True)
+        stopping.start()
+        client.read_to_end()
+        other.read_to_end()
+        assert stopping.is_alive()
+        slow_disk.may_go_on.set()
+        stopping.join(WAIT_S)
+    assert running.problem is None
+    assert len(slow_disk.batches) == 1
+
+
+def test_a_disk_that_fails_while_the_server_stops(start: Start, slow_disk: SlowDisk) -> None:
+    """Whoever started the server is told all the same."""
+    running = start(storages={"1": slow_disk})
+    with RawClient(running.address) as client, RawClient(running.address) as other:
+        other.register()
+        client.register().prepare(A)
+        client.start("tpc_finish", 1)
+        assert slow_disk.at_work.wait(WAIT_S)
+        slow_disk.failing = "commit"
+        stopping = threading.Thread(target=running.stop, daemon=True)
+        stopping.start()
+        client.read_to_end()
+        wait_until(lambda: not running.server.connections, "the connections are closed")
+        assert running.goes_on_for(0.1)  # past the connections, as it waits for the disk
+        slow_disk.may_go_on.set()
+        stopping.join(WAIT_S)
+    assert isinstance(running.problem, StorageFailure)

@@ -17,6 +17,7 @@ from zeoid.engines.opening import open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ServerError
 from zeoid.model import MAX_TID, NO_TID
+from zeoid.server.hosted import Announcement
 
 A, B = p64(1), p64(2)
 
@@ -434,7 +435,9 @@ def test_a_session_ends_once(house: MemoryHouse, caplog: pytest.LogCaptureFixtur
     peer.session.drop("again")
     peer.session.lost("gone")
     peer.send(peer.connection.heartbeat())
-    peer.session.tell("info", {})
+    peer.session.hold()
+    peer.session.tell(Announcement("info", {}))
+    peer.session.let_go()
     assert peer.wire.writes == []
     assert log_lines(caplog) == ["peer dropped: enough"]
 

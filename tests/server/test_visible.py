@@ -17,6 +17,7 @@ from ZODB.utils import p64
 from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import MAX_TID, NO_TID, Delete, Operation, Store, TransactionInfo, Undo, tid_after
+from zeoid.ports import Commit
 from zeoid.server.visible import Visible
 
 CHANGED, DELETED, UNCREATED, KEPT, CREATED = (p64(number) for number in range(1, 6))
@@ -32,8 +33,7 @@ INFO = TransactionInfo(b"user", b"description", {})
 
 
 def write(engine: StorageEngine, at: bytes, *operations: Operation) -> None:
-    engine.prepare(at, INFO, operations)
-    engine.finish()
+    engine.commit([Commit(at, b"", engine.prepare(at, INFO, operations))])
 
 
 def undo_id(engine: StorageEngine, at: bytes) -> bytes:

@@ -18,7 +18,7 @@ from zeoid import limits
 from zeoid.errors import InvalidCall
 from zeoid.model import UndoPrefix
 from zeoid.wire.codec import PROTOCOLS, codec_for
-from zeoid.wire.messages import CLIENT_METHODS, SERVER_METHODS, Access, Kind, Method, Phase
+from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS, SERVER_METHODS, Access, Kind, Method, Phase
 from zeoid.wire.pickles import Instance
 
 METHODS = [*SERVER_METHODS.values(), *CLIENT_METHODS.values()]
@@ -39,7 +39,56 @@ RIGHT: dict[str, list[Any]] = {
     "dictionary": [{}, {"a": 1}, {"a": {b"b": (1, [2.5, None, True])}}],
     "specification": [None, {}, {"user_name": "x", "description": b"x"}, {"user_name": UndoPrefix(("",))}],
     "transaction id": [0, 140_000_000_000_000, "x" * 64, b"\0" * 16, -1],
+    "client-made id": [b"\0" * 16, b"x", b"x" * 64],
+    "beginning": [
+        (b"user", b"description", {"a": 1}, None, " "),
+        ["", "", {}, TID, "p"],
+    ],
+    "operations": [
+        [],
+        (),
+        [(0, OID, TID, b"data", None), (0, OID, None, b"", None)],
+        ([1, OID, TID, b"data", None], (1, OID, TID, None, TID), (1, OID, TID, None, None)),
+        [(2, OID, TID, None, None), (3, OID, TID, None, None)],
+        [(4, None, None, b"undone", None)],
+    ],
 }
+#: Sound but for one part, which is replaced by what it must not be.
+SOUND_BEGINNING = (b"user", b"description", {}, None, " ")
+WRONG_IN_BEGINNING: list[tuple[int, list[Any]]] = [
+    (0, [None, 1, ()]), (1, [None, 1, ()]), (2, [None, [], {"a": object()}, {"a": UndoPrefix(("",))}]),
+    (3, [7, b"short", "12345678"]), (4, ["", "pp", None, 0]),
+]  # fmt: skip
+SOUND_OPERATIONS = (
+    (0, OID, TID, b"data", None), (1, OID, TID, b"data", TID), (2, OID, TID, None, None),
+    (3, OID, TID, None, None), (4, None, None, b"undone", None),
+)  # fmt: skip
+#: For each part of an operation what no kind takes …
+WRONG_PARTS: list[list[Any]] = [
+    [5, -1, True, "0", None, 0.0, b"\0"], [OID[:7], "12345678", 42, (OID,)], [TID[:7], "12345678", 42],
+    ["text", 5, (b"x",), bytearray(b"x")], [TID[:7], "12345678", 42, b"x" * 9],
+]  # fmt: skip
+#: … and what some kinds only take: (kinds, part, value)
+WRONG_FOR_SOME: list[tuple[tuple[int, ...], int, Any]] = [
+    ((0, 1, 2, 3), 1, None), ((4,), 1, OID), ((1, 2, 3), 2, None), ((4,), 2, TID), ((0, 4), 3, None),
+    ((2, 3), 3, b"data"), ((0, 2, 3, 4), 4, TID),
+]  # fmt: skip
+
+
+def replaced(parts: tuple[Any, ...], index: int, value: Any) -> tuple[Any, ...]:
+    return (*parts[:index], value, *parts[index + 1 :])
+
+
+def wrong_operations() -> list[Any]:
+    good = SOUND_OPERATIONS[0]
+    wrong = [replaced(sound, part, value) for sound in SOUND_OPERATIONS
+             for part, values in enumerate(WRONG_PARTS) for value in values]  # fmt: skip
+    wrong += [replaced(SOUND_OPERATIONS[kind], part, value) for kinds, part, value in WRONG_FOR_SOME
+              for kind in kinds]  # fmt: skip
+    wrong += [good[:4], (*good, None), None, 7, b"12345", {1: 2}]
+    return [[good, operation] for operation in wrong] + [None, 7, b"", "", {}, {good}, good]
+
+
 #: … and values that are not.
 WRONG: dict[str, list[Any]] = {
     "oid": [None, 42, "\0" * 8, b"", b"\0" * 7, b"\0" * 9, bytearray(8), [OID], (OID,), {}],
@@ -55,6 +104,10 @@ WRONG: dict[str, list[Any]] = {
     "dictionary": [None, (), [], "a", [("a", 1)], 7],
     "specification": [7, "x", (), [], {7: "x"}, {b"x": "y"}, {"x": object()}, {"x": nested(200)}],
     "transaction id": [None, 1.5, "x" * 65, b"x" * 65, (1,), [], {}, ((),)],
+    "client-made id": [None, 7, "x" * 16, b"", b"x" * 65, (b"x",)],
+    "beginning": [None, 7, b"12345", "12345", SOUND_BEGINNING[:4], (*SOUND_BEGINNING, None), {}]
+    + [replaced(SOUND_BEGINNING, part, value) for part, values in WRONG_IN_BEGINNING for value in values],
+    "operations": wrong_operations(),
 }
 #: The dictionary of `tpc_begin` must be plain all the way down; that of `info` is for the client to judge.
 WRONG_EXTENSION = [{"a": object()}, {"a": [Instance("x")]}, {"a": UndoPrefix(("",))}, {"a": nested(100_000)}]
@@ -186,9 +239,9 @@ def test_what_changes_the_storage_is_not_open_to_readers() -> None:
     changing = {method.name for method in SERVER_METHODS.values() if method.access is not Access.READ}
     assert changing >= {
         "tpc_begin", "storea", "restorea", "deleteObject", "undoa", "vote", "tpc_finish", "tpc_abort",
-        "new_oids", "pack", "checkCurrentSerialInTransaction",
+        "new_oids", "pack", "checkCurrentSerialInTransaction", "tpc_prepare", "tpc_operate", "outcome",
     }  # fmt: skip
-    assert SERVER_METHODS["pack"].access is Access.ADMIN
+    assert SERVER_METHODS["pack"].access is SERVER_METHODS["checkpoint"].access is Access.ADMIN
 
 
 def test_signatures() -> None:
@@ -207,7 +260,12 @@ UNHEARD = {"receiveBlobStart", "receiveBlobChunk", "receiveBlobStop"}
 
 def test_the_methods_are_those_of_a_stock_server() -> None:
     assert set(registered_methods) - set(SERVER_METHODS) <= UNSPOKEN
-    assert set(SERVER_METHODS) - set(registered_methods) == {"register"}
+    assert set(SERVER_METHODS) - set(registered_methods) == {"register", *EXTENSIONS}
+
+
+def test_an_extension_is_what_no_stock_server_has() -> None:
+    assert EXTENSIONS == ("tpc_prepare", "tpc_operate", "outcome", "checkpoint")
+    assert not set(EXTENSIONS) & (set(registered_methods) | set(vars(ZEOStorage)))
 
 
 def test_the_methods_of_a_client_are_those_of_a_stock_client() -> None:

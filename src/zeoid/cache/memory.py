@@ -28,7 +28,7 @@ class MemoryCache:
         self._size_bytes = size_bytes
         self._used_bytes = 0
         self._current: dict[bytes, Revision] = {}
-        #: oid → revisions that ended, in any order; none of them overlap
+        #: oid → revisions that ended, oldest first; none of them overlap
         self._ended: dict[bytes, tuple[Revision, ...]] = {}
         #: Whose turn it is to go. Among them may be oids that were forgotten meanwhile, or came back.
         self._queue: deque[bytes] = deque()
@@ -82,11 +82,12 @@ class MemoryCache:
 
     def _keep_ended(self, oid: bytes, revision: Revision) -> None:
         ended = (*self._ended.get(oid, ()), revision)
+        if len(ended) > 1 and revision[1] < ended[-2][1]:
+            ended = tuple(sorted(ended, key=lambda revision: revision[1]))
         if len(ended) > limits.ENDED_REVISIONS:
             # An object that is written all the time would otherwise fill the cache with its past.
-            oldest = min(ended, key=lambda revision: revision[1])
-            ended = tuple(revision for revision in ended if revision is not oldest)
-            self._used_bytes -= _cost(oldest)
+            self._used_bytes -= _cost(ended[0])
+            ended = ended[1:]
         self._ended[oid] = ended
 
     def _tidy(self) -> None:
@@ -110,7 +111,7 @@ class MemoryCache:
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         for oid in oids:
             ended = self._ended.get(oid, ())
-            if any(revision[1] < tid < revision[2] for revision in ended):  # type: ignore[operator]
+            if ended and tid < ended[-1][2]:  # type: ignore[operator]
                 # A later end was told first, when our own commit was still on its way to us.
                 self._ended[oid] = tuple(
                     (data, start, tid if start < tid < end else end)  # type: ignore[operator]

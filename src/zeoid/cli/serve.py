@@ -48,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="abort a transaction that is voted on and not finished in this time "
         f"(default: {limits.TRANSACTION_TIMEOUT_S:g})",
     )  # fmt: skip
+    parser.add_argument(
+        "--resolve-conflicts", action="store_true",
+        help="resolve conflicts in the server, which imports the application's classes for that",
+    )  # fmt: skip
     parser.add_argument("--pid-file", metavar="FILE", help="write the process id to this file")
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
 
@@ -90,6 +94,8 @@ def options(arguments: argparse.Namespace) -> ServingOptions:
         given = replace(given, offer="M5")
     if arguments.transaction_timeout is not None:
         given = replace(given, transaction_timeout_s=arguments.transaction_timeout)
+    if arguments.resolve_conflicts:
+        given = replace(given, resolve_conflicts=True)
     if arguments.pid_file:
         given = replace(given, pid_file=Path(arguments.pid_file))
     return given
@@ -105,6 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         offer=given.offer,
         transaction_timeout_s=given.transaction_timeout_s,
         invalidation_log_transactions=given.invalidation_log_transactions,
+        resolve_conflicts=given.resolve_conflicts,
     )
 
     def on_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,58 +1,116 @@
 """One transaction of a client on its way to the server, from tpc_begin to tpc_finish or tpc_abort.
 
-Its one-way messages (begin, store …) are gathered and sent in one write, in front of the vote at the latest,
-so that a small transaction takes two round trips. It belongs to one connection: when that is lost, the
-transaction fails, whatever connection comes next.
+Owns what is sent for it and when, and what became of it. A `Commit` is the transaction; how it is put to the
+server is one of two ways, which have the same methods:
+
+ - `Stock`: ZEO's one-way messages (begin, store …), gathered and sent in front of the vote at the latest.
+ - `Extended`: the operations themselves are gathered, and go with the vote in one message, `tpc_prepare`. The
+   transaction has an id that is unique in the world, so that its outcome can be asked for.
+
+Either way a small transaction takes two round trips. It belongs to one connection: when that is lost, the
+transaction fails, whatever connection comes next. Only what became of it is asked of the next one:
+
+    the connection is lost        outcome         the committer gets
+    before tpc_finish             not asked       Disconnected: it is not committed
+    while tpc_finish is awaited   a tid           the tid: it is committed
+    while tpc_finish is awaited   None            Disconnected: it is not committed, and never will be
+    while tpc_finish is awaited   can't be had    OutcomeUnknown
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from ZODB.POSException import ConflictError, POSError
+from ZODB.POSException import ConflictError, POSError, UndoError
 
 from zeoid import limits
 from zeoid.client.channel import Channel
-from zeoid.errors import ClientError, Disconnected, OutcomeUnknown, ServerError, TimedOut
-from zeoid.wire.messages import DATA, OID, TID
+from zeoid.errors import ClientError, Disconnected, OutcomeUnknown, ServerError, TimedOut, UnsendableValue
+from zeoid.wire.messages import CHECK_CURRENT, DATA, DELETE, OID, RESTORE, STORE, TID, UNDO
 
 #: (oid, committed serial, serial that was read, new data) → resolved data, or ConflictError
 Resolve = Callable[[bytes, bytes, bytes, bytes], bytes]
+#: Gets the tid, in the order of the server's stream.
+Applied = Callable[[bytes], None]
+#: (kind, oid, serial, data, same_as), as `tpc_prepare` takes them
+Operation = tuple[int, bytes | None, bytes | None, bytes | None, bytes | None]
+#: (user, description, extension, tid, status)
+Beginning = tuple[Any, Any, dict[str, Any], bytes | None, str]
+
+_STOCK_NAMES = {
+    STORE: "storea",
+    RESTORE: "restorea",
+    DELETE: "deleteObject",
+    CHECK_CURRENT: "checkCurrentSerialInTransaction",
+    UNDO: "undoa",
+}
+#: What an operation takes in a message besides its data.
+_OPERATION_BYTES = 40
+#: What a user wrote about a transaction is told with an error up to this length.
+_TOLD_CHARACTERS = 200
 
 
-class Commit:
-    """See the module. *number* is the transaction's id on the wire."""
+class _Way:
+    """What both ways of putting a transaction to the server have in common."""
 
-    def __init__(self, transaction: Any, number: int, channel: Channel, timeout_s: float) -> None:
-        self.transaction = transaction
+    def __init__(self, id: Any, channel: Channel, timeout_s: float) -> None:
+        #: The transaction's id on the wire.
+        self.id = id
         self.channel = channel
-        self._number = number
-        self._timeout_s = timeout_s
-        self._gathered: list[bytes] = []
+        self.timeout_s = timeout_s
+        #: Whether the server may have heard of it.
+        self.sent = False
         self._gathered_bytes = 0
-        self._sent = False
-        #: What the transaction writes; None where the server knows the data better than we do.
-        self.written: dict[bytes, bytes | None] = {}
 
-    def add(self, name: str, *args: Any) -> None:
-        """A one-way message about this transaction, whose id is the last argument."""
-        self._check_alive()
-        message = self.channel.encode_one_way(name, (*args, self._number))
+    def begin(self, beginning: Beginning) -> None:
+        raise NotImplementedError
+
+    def add(self, operation: Operation) -> None:
+        """Gather it. What can't be sent is refused at once, and the transaction is no worse for it."""
+        raise NotImplementedError
+
+    def vote(self) -> Any:
+        """Send what was gathered, and ask for the vote; its answers."""
+        raise NotImplementedError
+
+    def _check_size(self, what: str, message: bytes) -> None:
         if len(message) > limits.FRAME_BYTES:
             size = f"a message of {len(message):,} bytes; the limit is {limits.FRAME_BYTES:,}"
-            raise ClientError(f"{name}: {size}")
-        self._append(message)
+            raise ClientError(f"{what}: {size}")
 
-    def begin(self, user: Any, description: Any, extension: Any, tid: bytes | None, status: str) -> None:
-        args = (self._number, user, description, extension, tid, status)
-        self._append(self.channel.encode_one_way("tpc_begin", args))
+
+class Stock(_Way):
+    """As every ZEO server understands it: a one-way message for each operation."""
+
+    def __init__(self, id: int, channel: Channel, timeout_s: float) -> None:
+        super().__init__(id, channel, timeout_s)
+        self._gathered: list[bytes] = []
+
+    def begin(self, beginning: Beginning) -> None:
+        self._append(self.channel.encode_one_way("tpc_begin", (self.id, *beginning)))
+
+    def add(self, operation: Operation) -> None:
+        kind, oid, serial, data, same_as = operation
+        name = _STOCK_NAMES[kind]
+        args: tuple[Any, ...]
+        if kind == STORE:
+            args = oid, serial, data, self.id
+        elif kind == RESTORE:
+            args = oid, serial, data, same_as, self.id
+        elif kind == UNDO:
+            args = data, self.id
+        else:
+            args = oid, serial, self.id
+        message = self.channel.encode_one_way(name, args)
+        self._check_size(name, message)
+        self._append(message)
 
     def _append(self, message: bytes) -> None:
         self._gathered.append(message)
         self._gathered_bytes += len(message)
         if self._gathered_bytes > limits.GATHER_BYTES:
-            self._sent = True
-            self.channel.send(self._take_gathered(), self._timeout_s)
+            self.sent = True
+            self.channel.send(self._take_gathered(), self.timeout_s)
 
     def _take_gathered(self) -> bytes:
         gathered = b"".join(self._gathered)
@@ -60,61 +118,203 @@ class Commit:
         self._gathered_bytes = 0
         return gathered
 
+    def vote(self) -> Any:
+        self.sent = True
+        return self.channel.call("vote", (self.id,), self.timeout_s, before=self._take_gathered())
+
+
+class Extended(_Way):
+    """As a server understands it that has `tpc_prepare`: all operations with the vote, in one message."""
+
+    def __init__(self, id: bytes, channel: Channel, timeout_s: float) -> None:
+        super().__init__(id, channel, timeout_s)
+        self._beginning: Beginning | None = None
+        self._operations: list[Operation] = []
+
+    def begin(self, beginning: Beginning) -> None:
+        if beginning[2]:
+            # It holds whatever an application put there. If that can't be sent, now is the time to say so.
+            self.channel.encode_one_way("tpc_operate", (self.id, beginning, ()))
+        self._beginning = beginning
+
+    def add(self, operation: Operation) -> None:
+        data = operation[3]
+        size_bytes = _OPERATION_BYTES
+        if data is not None:
+            if type(data) is not bytes:
+                raise UnsendableValue(f"the data of a record must be bytes, not a {type(data).__qualname__}")
+            size_bytes += len(data)
+        most_bytes = min(limits.GATHER_BYTES, limits.FRAME_BYTES)
+        if self._gathered_bytes + size_bytes > most_bytes and self._operations:
+            self._send_piece()
+        self._operations.append(operation)
+        self._gathered_bytes += size_bytes
+        if size_bytes > most_bytes:
+            # It goes alone, and at once: if it is too large for a message its caller is told.
+            try:
+                self._send_piece()
+            except BaseException:
+                self._operations.clear()
+                self._gathered_bytes = 0
+                raise
+
+    def _send_piece(self) -> None:
+        """Send what was gathered, ahead of the vote."""
+        message = self.channel.encode_one_way("tpc_operate", self._args())
+        self._check_size("the operation", message)
+        self.sent = True
+        self.channel.send(message, self.timeout_s)
+        self._was_sent()
+
+    def _args(self) -> tuple[bytes, Beginning | None, list[Operation]]:
+        return self.id, self._beginning, self._operations
+
+    def _was_sent(self) -> None:
+        self._beginning = None
+        self._operations.clear()
+        self._gathered_bytes = 0
+
+    def vote(self) -> Any:
+        self.sent = True
+        answers = self.channel.call("tpc_prepare", self._args(), self.timeout_s)
+        self._was_sent()
+        return answers
+
+
+class Commit:
+    """See the module. *after*: the last tid that was known when it began; *label*: the client's name."""
+
+    def __init__(self, transaction: Any, way: Stock | Extended, after: bytes, label: str = "") -> None:
+        self.transaction = transaction
+        self._way = way
+        self._after = after
+        self._label = label
+        self._undoes = False
+        #: What the transaction writes; None where the server knows the data better than we do.
+        self.written: dict[bytes, bytes | None] = {}
+
+    def begin(self, tid: bytes | None, status: str) -> None:
+        of = self.transaction
+        self._way.begin((of.user, of.description, dict(of.extension), tid, status))
+
+    def operate(
+        self,
+        kind: int,
+        oid: bytes | None,
+        serial: bytes | None,
+        data: bytes | None = None,
+        same_as: bytes | None = None,
+    ) -> None:
+        """Do this to an object, as part of the transaction."""
+        self._check_alive()
+        self._way.add((kind, oid, serial, data, same_as))
+        if kind == UNDO:
+            self._undoes = True
+        elif kind != CHECK_CURRENT:
+            assert oid is not None
+            self.written[oid] = data if kind == STORE else None
+
     def _check_alive(self) -> None:
-        if not self.channel.alive:
+        if not self._way.channel.alive:
             raise Disconnected("the connection was lost during this transaction; begin it again")
+
+    # The vote -------------------------------------------------------------------------------------
 
     def vote(self, resolve: Resolve) -> list[bytes]:
         """Prepare it. The oids whose data is another than was stored, by resolution or undo.
 
-        ConflictError when a conflict can't be resolved.
+        When a conflict can't be resolved, UndoError if it comes from an undo, or else ConflictError, which
+        says what the transaction was doing.
         """
+        try:
+            return self._vote(resolve)
+        except ConflictError as problem:
+            self._explain(problem)
+            raise
+
+    def _vote(self, resolve: Resolve) -> list[bytes]:
+        stored = frozenset(self.written) if self._undoes else frozenset()
         changed: dict[bytes, None] = {}
         for _ in range(limits.RESOLUTION_ROUNDS):
-            conflicts = False
-            for answer in self._vote():
+            conflict: dict[str, Any] = {}
+            for answer in self._answers():
                 if isinstance(answer, dict):
-                    conflicts = True
-                    oid = answer["oid"]
-                    committed, read = answer["serials"]
-                    data = resolve(oid, committed, read, answer["data"])
-                    self.add("storea", oid, committed, data)
+                    conflict = answer
+                    oid = self._resolve(answer, resolve, stored)
                 else:
                     oid = answer
                 changed[oid] = None
                 self.written[oid] = None
-            if not conflicts:
+            if not conflict:
                 return list(changed)
-        raise ConflictError(f"still in conflict after {limits.RESOLUTION_ROUNDS} rounds", oid=oid)
+        raise self._unresolved(conflict, stored)
 
-    def _vote(self) -> Sequence[Any]:
+    def _answers(self) -> Sequence[Any]:
         self._check_alive()
-        self._sent = True
-        gathered = self._take_gathered()
-        answers: Any = self.channel.call("vote", (self._number,), self._timeout_s, before=gathered) or ()
+        answers: Any = self._way.vote() or ()
         if type(answers) not in (list, tuple) or not all(map(_is_answer, answers)):
             raise ServerError("the server answered the vote with what is no list of objects")
         checked: Sequence[Any] = answers
         return checked
 
-    def finish(self, applied: Callable[[bytes], None]) -> bytes:
+    def _resolve(self, conflict: dict[str, Any], resolve: Resolve, stored: Collection[bytes]) -> bytes:
+        oid: bytes = conflict["oid"]
+        committed, read = conflict["serials"]
+        try:
+            data = resolve(oid, committed, read, conflict["data"])
+        except ConflictError:
+            if self._is_of_undo(oid, stored):
+                raise UndoError("it was changed later, and the changes can't be merged", oid) from None
+            raise
+        self._way.add((STORE, oid, committed, data, None))
+        return oid
+
+    def _unresolved(self, conflict: dict[str, Any], stored: Collection[bytes]) -> POSError:
+        oid = conflict["oid"]
+        text = f"still in conflict after {limits.RESOLUTION_ROUNDS} rounds"
+        if self._is_of_undo(oid, stored):
+            return UndoError(text, oid)
+        return ConflictError(text, oid=oid, serials=tuple(conflict["serials"]))
+
+    def _is_of_undo(self, oid: bytes, stored: Collection[bytes]) -> bool:
+        return self._undoes and oid not in stored
+
+    def _explain(self, problem: ConflictError) -> None:
+        """Have its text say what the transaction was doing. What it says of the object comes from ZODB."""
+        doing = [
+            f"{what} {text!r}"
+            for what, text in (
+                ("user", _told(self.transaction.user)),
+                ("transaction", _told(self.transaction.description)),
+                ("client", _told(self._label)),
+            )
+            if text
+        ]
+        if doing and hasattr(problem, "message"):  # what a server says of a conflict of BTrees has none
+            problem.message = ", ".join([problem.message, *doing])
+
+    # The end --------------------------------------------------------------------------------------
+
+    def finish(self, applied: Applied) -> bytes:
         """Commit it. *applied* gets the tid in the order of the server's stream.
 
-        OutcomeUnknown when the connection is lost before the reply came.
+        OutcomeUnknown when the connection is lost before the reply came; it is closed then in any case.
         """
 
         def hook(_: Any, tid: Any) -> bytes:
-            if type(tid) is not bytes or len(tid) != 8:
+            if not TID.test(tid):
                 raise ServerError("the server did not commit the transaction, and did not say why")
             applied(tid)
-            return tid
+            checked: bytes = tid
+            return checked
 
         self._check_alive()
+        channel = self._way.channel
         try:
-            tid: bytes = self.channel.call("tpc_finish", (self._number,), self._timeout_s, hook=hook)
+            tid: bytes = channel.call("tpc_finish", (self._way.id,), self._way.timeout_s, hook=hook)
         except TimedOut as problem:
             # The reply must not be missed if it comes: everything is verified anew.
-            self.channel.close(problem)
+            channel.close(problem)
             raise OutcomeUnknown(f"the transaction may or may not be committed: {problem}") from None
         except Disconnected as problem:
             raise OutcomeUnknown(f"the transaction may or may not be committed: {problem}") from None
@@ -122,15 +322,61 @@ class Commit:
             raise  # the server's answer
         except BaseException:
             # Interrupted: if the reply comes nobody will apply it, and nobody else tells us what we wrote.
-            self.channel.close(Disconnected("a thread was interrupted while it finished a transaction"))
+            channel.close(Disconnected("a thread was interrupted while it finished a transaction"))
             raise
+        return tid
+
+    def outcome(
+        self,
+        unknown: OutcomeUnknown,
+        extensions: Callable[[Channel], Collection[str]],
+        repeatedly: Callable[[Callable[[Channel, float], Any]], Any],
+        learned: Applied,
+    ) -> bytes:
+        """The tid after all, though the reply to `finish` was lost: the connections to come are asked for it.
+
+        *repeatedly* does something on the next connection until one answers or it is too late. Disconnected
+        when the transaction is not committed; *unknown* when that can't be found out.
+        """
+        if "outcome" not in extensions(self._way.channel) or not isinstance(self._way, Extended):
+            raise unknown
+
+        def hook(_: Any, tid: Any) -> Any:
+            if tid is not None:
+                if not TID.test(tid):
+                    raise ServerError("the server answered with what is no outcome")
+                learned(tid)
+            return tid
+
+        def ask(channel: Channel, left_s: float) -> Any:
+            if "outcome" not in extensions(channel):
+                raise ServerError(f"{channel.peer} can't be asked for its outcome")
+            return channel.call("outcome", (self._way.id, self._after), left_s, hook=hook)
+
+        try:
+            tid: bytes | None = repeatedly(ask)
+        except POSError as problem:
+            raise OutcomeUnknown(f"{unknown}; then: {problem}") from problem
+        if tid is None:
+            raise Disconnected(
+                "the connection was lost, and the transaction was not committed: begin it anew"
+            )
         return tid
 
     def abort(self) -> None:
         """Forget it. The server forgets it by itself when the connection is lost."""
-        if self._sent and self.channel.alive:
+        way = self._way
+        if way.sent and way.channel.alive:
             with contextlib.suppress(Disconnected):
-                self.channel.send(self.channel.encode_one_way("tpc_abort", (self._number,)), self._timeout_s)
+                way.channel.send(way.channel.encode_one_way("tpc_abort", (way.id,)), way.timeout_s)
+
+
+def _told(text: Any) -> str:
+    """*text*, which is an application's, on one line."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    line = " ".join(str(text or "").split())
+    return line if len(line) <= _TOLD_CHARACTERS else f"{line[:_TOLD_CHARACTERS]}…"
 
 
 def _is_answer(answer: Any) -> bool:

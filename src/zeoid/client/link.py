@@ -31,9 +31,10 @@ from zeoid.client.stream import connect
 from zeoid.client.view import View
 from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.model import NO_TID
-from zeoid.wire.messages import CLIENT_METHODS
+from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
 
 log = logging.getLogger("zeoid.client")
+_NONE: frozenset[str] = frozenset()
 
 
 class State(Enum):
@@ -93,6 +94,8 @@ class Link:
         self.ready: Channel | None = None
         #: Everything that is open, or being opened.
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+        #: What the server at the other end of each knows beyond ZEO's methods.
+        self._extensions: weakref.WeakKeyDictionary[Channel, frozenset[str]] = weakref.WeakKeyDictionary()
         self._found_writer: tuple[Channel, Address, bytes] | None = None
         self._seeking = False
         self._plain: set[Address] = set()
@@ -151,6 +154,10 @@ class Link:
         if self.closed:
             raise Disconnected("the storage is closed")
         raise self._no_connection(timeout_s)
+
+    def extensions(self, channel: Channel) -> frozenset[str]:
+        """The methods beyond ZEO's that may be called on *channel*: the next server may know others."""
+        return self._extensions.get(channel, _NONE)
 
     def _no_connection(self, timeout_s: float) -> TimedOut:
         reason = str(self._failure or self._names())
@@ -296,6 +303,7 @@ class Link:
                     channel.encode_one_way("set_client_label", (self._label,)), self._connect_timeout_s
                 )
             self._on_connected(info)
+            self._extensions[channel] = _extensions(info)
             for name, args in channel.listen(self._on_call, partial(self._lost, channel)):
                 self._on_early_call(name, args)
         except Exception as problem:
@@ -419,6 +427,14 @@ def _tid(value: Any) -> bytes:
     if type(value) is not bytes or len(value) != 8:
         raise PeerError("its last transaction is no tid")
     return value
+
+
+def _extensions(info: dict[str, Any]) -> frozenset[str]:
+    """Those that we know as well."""
+    names = info.get("extensions", ())
+    if type(names) not in (list, tuple):
+        raise PeerError("its extensions are no list")
+    return frozenset(name for name in EXTENSIONS if name in names)
 
 
 def _reason(problem: BaseException) -> str:

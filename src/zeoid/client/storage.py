@@ -28,13 +28,13 @@ from zeoid import limits
 from zeoid.addresses import parse_addresses
 from zeoid.cache.memory import MemoryCache
 from zeoid.client.channel import Channel
-from zeoid.client.committing import Commit
+from zeoid.client.committing import Commit, Extended, Stock
 from zeoid.client.iteration import Discarded, RemoteIteration
 from zeoid.client.link import Access, Link, State
 from zeoid.client.view import View
-from zeoid.errors import ConfigurationError, Disconnected, ServerError, TimedOut
+from zeoid.errors import ConfigurationError, Disconnected, OutcomeUnknown, ServerError, TimedOut
 from zeoid.model import MAX_TID, Revision
-from zeoid.wire.messages import OIDS
+from zeoid.wire.messages import CHECK_CURRENT, DELETE, OIDS, RESTORE, STORE, UNDO
 
 #: What the server's storage provides, the client does, too.
 _PASSED_ON = {
@@ -103,14 +103,14 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise ConfigurationError(f"cache_size_bytes must be a number of bytes, not {cache_size_bytes!r}")
         self.__name__ = name or ", ".join(map(str, addresses))
         self._storage_name = storage
+        self._label = client_label
         self._timeout_s = limits.WAIT_TIMEOUT_S if wait_timeout is None else wait_timeout
         self._server_sync = server_sync
         self._info: dict[str, Any] = {"length": 0, "size": 0, "supportsUndo": False, "interfaces": ()}
         self._make_cache = partial(MemoryCache, cache_size_bytes)
         self._view = View(self._make_cache())
-        self._numbers = itertools.count(1)
         self._discarded: Discarded = collections.deque()
-        self._reset_locks()
+        self._reset()
         self._link = Link(
             addresses,
             storage,
@@ -133,12 +133,15 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         else:
             self._link.start()
 
-    def _reset_locks(self) -> None:
-        #: One transaction of a connection at a time: the base protocol knows no more. Whose turn it is:
-        self._turn: Any = None
-        self._turns = threading.Lock()
-        self._turn_over = threading.Condition(self._turns)
+    def _reset(self) -> None:
+        """What a forked child has of its own."""
+        #: Transactions that have a turn, by the id() of their object: stock servers know one at a time.
+        self._turns: set[int] = set()
+        self._turn_over = threading.Condition(threading.Lock())
         self._commits: dict[int, Commit] = {}
+        self._numbers = itertools.count(1)
+        #: With a number behind it, a transaction's id that no other client ever makes.
+        self._id_prefix = os.urandom(8)
         self._oid_lock = threading.Lock()
         self._oids: list[bytes] = []
         self._oids_of = 0
@@ -151,7 +154,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                 zope.interface.alsoProvides(self, interface)
 
     def _after_fork(self) -> None:
-        self._reset_locks()
+        self._reset()
         self._view.after_fork(self._make_cache())
         self._link.after_fork()
 
@@ -160,7 +163,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def close(self) -> None:
         """Close the connection and end the threads. Calls that are under way raise Disconnected."""
         self._link.close()
-        with self._turns:
+        with self._turn_over:
             self._turn_over.notify_all()
 
     def registerDB(self, db: Any) -> None:
@@ -347,21 +350,37 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             raise ReadOnlyError()
         if id(transaction) in self._commits:
             raise StorageTransactionError("Duplicate tpc_begin calls for same transaction")
-        with self._turns:
-            self._turn_over.wait_for(lambda: self._turn is None or self._link.closed, self._timeout_s)
-            if self._link.closed:
-                raise Disconnected("the storage is closed")
-            if self._turn is not None:
-                raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
-            self._turn = transaction
         try:
-            channel = self._link.channel(self._timeout_s)
-            commit = Commit(transaction, next(self._numbers), channel, self._timeout_s)
-            commit.begin(transaction.user, transaction.description, dict(transaction.extension), tid, status)
+            channel, extended = self._take_turn(transaction)
+            number = next(self._numbers)
+            way: Stock | Extended
+            if extended:
+                way = Extended(self._id_prefix + number.to_bytes(8, "big"), channel, self._timeout_s)
+            else:
+                way = Stock(number, channel, self._timeout_s)
+            commit = Commit(transaction, way, self._view.last_tid(), self._label)
+            commit.begin(tid, status)
             self._commits[id(transaction)] = commit
         except BaseException:
             self._end(transaction)
             raise
+
+    def _take_turn(self, transaction: Any) -> tuple[Channel, bool]:
+        """The connection, once *transaction* may go on it, and whether its server knows the extensions."""
+        left_s = self._timeout_s
+        deadline_s = time.monotonic() + left_s
+        while True:
+            channel = self._link.channel(left_s)
+            extended = "tpc_prepare" in self._link.extensions(channel)
+            most = limits.TRANSACTIONS_PER_CONNECTION if extended else 1
+            with self._turn_over:
+                if len(self._turns) < most:
+                    self._turns.add(id(transaction))
+                    return channel, extended
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
+                self._turn_over.wait(left_s)
 
     def _committing(self, transaction: Any) -> Commit:
         if self._link.read_only:
@@ -372,38 +391,31 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return commit
 
     def _end(self, transaction: Any) -> None:
-        with self._turns:
-            if self._turn is transaction:
-                self._turn = None
-                self._turn_over.notify()
+        with self._turn_over:
+            self._turns.discard(id(transaction))
+            self._turn_over.notify()  # also when it had none: it may have been told, and leave it to the next
         self._commits.pop(id(transaction), None)
 
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
-        commit = self._committing(transaction)
-        commit.add("storea", oid, serial, data)
-        commit.written[oid] = data
+        self._committing(transaction).operate(STORE, oid, serial, data)
 
     def restore(
         self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: Any, transaction: Any
     ) -> None:
-        commit = self._committing(transaction)
-        commit.add("restorea", oid, serial, data, prev_txn)
-        commit.written[oid] = None
+        self._committing(transaction).operate(RESTORE, oid, serial, data, prev_txn)
 
     def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:
-        commit = self._committing(transaction)
-        commit.add("deleteObject", oid, serial)
-        commit.written[oid] = None
+        self._committing(transaction).operate(DELETE, oid, serial)
 
     def checkCurrentSerialInTransaction(self, oid: bytes, serial: bytes, transaction: Any) -> None:
-        self._committing(transaction).add("checkCurrentSerialInTransaction", oid, serial)
+        self._committing(transaction).operate(CHECK_CURRENT, oid, serial)
 
     def undo(self, transaction_id: bytes, transaction: Any) -> None:
         """Undo a transaction within another. What that changes is known after the vote."""
-        self._committing(transaction).add("undoa", transaction_id)
+        self._committing(transaction).operate(UNDO, None, None, transaction_id)
 
     def tpc_transaction(self) -> Any:
-        """The transaction that is being committed, if there is one."""
+        """A transaction that is being committed, if there is one."""
         commit = next(iter(list(self._commits.values())), None)
         return None if commit is None else commit.transaction
 
@@ -413,17 +425,29 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         try:
             return commit.vote(self.tryToResolveConflict) or None
         except ConflictError as problem:
-            if problem.oid is not None:
+            oid = getattr(problem, "oid", None)  # a conflict of BTrees has none
+            if oid is not None:
                 # Whoever retries must not read the same stale revision again.
-                self._view.forget(problem.oid)
+                self._view.forget(oid)
             raise
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> bytes:
-        """Commit; *f* is called with the tid in the order in which the server committed. The tid."""
+        """Commit; *f* is called with the tid in the order in which the server committed. The tid.
+
+        When the connection is lost meanwhile, the next one is asked for the outcome (of servers that can be
+        asked): Disconnected if the transaction is not committed, OutcomeUnknown if that is not to be learned.
+        """
         commit = self._committing(transaction)
         view, mark = self._view, self._view.mark
         try:
             return commit.finish(lambda tid: view.finished(tid, commit.written, mark, f))
+        except OutcomeUnknown as unknown:
+            return commit.outcome(
+                unknown,
+                self._link.extensions,
+                self._repeatedly,
+                lambda tid: view.learned(tid, commit.written, f),
+            )
         finally:
             self._end(transaction)
 
@@ -450,6 +474,17 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         time_s = (time.time() if t is None else t) - days * 86400
         channel = self._link.channel(self._timeout_s)
         channel.call("pack", (time_s, bool(wait)), limits.PACK_TIMEOUT_S if wait else self._timeout_s)
+
+    def checkpoint(self) -> bytes:
+        """Have the server make its data file complete and durable by itself; the tid that it reaches.
+
+        ServerError if the server knows no checkpoints. There is no deadline but the life of the connection.
+        """
+        channel = self._link.channel(self._timeout_s)
+        if "checkpoint" not in self._link.extensions(channel):
+            raise ServerError("this server knows no checkpoints")
+        tid: bytes = channel.call("checkpoint", (), limits.PACK_TIMEOUT_S)
+        return tid
 
 
 def _after_fork_in_child() -> None:

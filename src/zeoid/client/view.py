@@ -10,6 +10,8 @@ Invariants:
  2. The last tid never goes back.
  3. A revision is kept as current only if no invalidation of it can have been missed: a reply that was under
     way while an invalidation was applied is corrected by it (`_ended_since`).
+ 4. A revision gets an end only from what came in the order of the stream. What is learned outside of it (by
+    verification, or the outcome of an own commit on a later connection) makes the cache forget.
 """
 
 import threading
@@ -118,6 +120,19 @@ class View:
                     known, end = self._ended_since(mark, oid, tid)
                     if known:
                         self.cache.store(oid, tid, end, data)
+            if callback is not None:
+                callback(tid)
+            self._last = max(self._last, tid)
+
+    def learned(self, tid: bytes, written: Iterable[bytes], callback: Callable[[bytes], Any] | None) -> None:
+        """Our own transaction was committed as *tid*, as a later connection than its own has told.
+
+        That connection's verification, or an invalidation, may have told of it before, and of newer ones.
+        """
+        with self._lock:
+            oids = frozenset(written)
+            self._note(tid, oids)
+            self.cache.forget(oids)
             if callback is not None:
                 callback(tid)
             self._last = max(self._last, tid)

@@ -1,129 +1,63 @@
-"""The transactions of one storage: their states, the order in which they are prepared, their deadlines.
+"""The transactions of one storage: their states, the locks they hold, their batches, their deadlines.
 
 A pure machine: every method takes an event and returns the actions that follow, in the order in which they
-must be carried out. Whoever carries them out reports back (`prepared`, `conflicted`, `failed`,
-`finished`), and gets the next actions.
+must be carried out. Whoever carries them out reports back (`prepared`, `conflicted`, `failed`, `committed`),
+and gets the next actions.
 
-    state      operation   vote              finish      abort       deadline
-    STORING    gathered    WAITING           refused     gone        –
-    WAITING    breaks it   refused           refused     gone, told  gone, told
-    PREPARING  breaks it   refused           refused     DOOMED      –
-    RESOLVING  gathered    PREPARING         refused     gone        gone, told
-    PREPARED   breaks it   refused           FINISHING   gone        gone, told
-    FINISHING  too late    refused           refused     too late    –
-    DOOMED     –           –                 –           –           –
+    state      operation   vote              finish      abort       deadline    outcome asked
+    STORING    gathered    WAITING           refused     gone        –           gone: no
+    WAITING    breaks it   refused           refused     gone, told  gone, told  gone, told: no
+    PREPARING  breaks it   refused           refused     DOOMED      –           DOOMED: no
+    RESOLVING  gathered    PREPARING         refused     gone        gone, told  gone: no
+    PREPARED   breaks it   refused           FINISHING   gone        gone, told  gone: no
+    FINISHING  too late    refused           refused     too late    –           when it is committed: its tid
+    DOOMED     –           –                 –           –           –           –
 
-The engine moves PREPARING to PREPARED, RESOLVING (conflicts that the client is asked to resolve) or gone
-(failure), FINISHING to gone (committed). What is gone is forgotten; what is DOOMED is forgotten, too, but for
-the engine, which still works on it: its owner may use the id again. A broken transaction fails its vote, or
-its finish, with the error that broke it: an operation is sent one-way, so the error can't be told at once.
-Every vote that was accepted is answered once, also when its transaction is given up meanwhile.
+A vote takes the locks of all objects that the transaction writes (exclusive) or depends on (shared), all at
+once, and the transaction is WAITING until it has them: `locks` says in which order. The engine moves
+PREPARING to PREPARED, RESOLVING (conflicts that the client is asked to resolve) or gone (failure), FINISHING
+to gone (committed). What is gone is forgotten; what is DOOMED is forgotten, too, but for the engine, which
+still works on it: its owner may use the id again. A broken transaction fails its vote, or its finish, with
+the error that broke it: an operation is sent one-way, so the error can't be told at once. Every vote that was
+accepted is answered once, also when its transaction is given up meanwhile.
 
 Invariants:
- 1. At most one transaction is PREPARING, RESOLVING, PREPARED, FINISHING or DOOMED: the holder. The others
-    wait in the order of their votes. (One lock for the storage: this class is the place to change that.)
- 2. A holder that waits for its client has a deadline. So has everybody who waits.
- 3. Tids are assigned to the holder only, each later than the last committed one.
- 4. `Publish` comes before the `Reply` that reveals its tid.
+ 1. Whoever is PREPARING to FINISHING, or DOOMED, holds its locks; a transaction that can't be prepared beside
+    others (undo, a copy with its own tid, an engine that is exclusive) holds the whole storage.
+ 2. Who waits for its client holding locks has a deadline. So has everybody who waits for locks.
+ 3. One batch is with the engine at a time. Tids are given out when a batch goes there, each later than all
+    before (to exclusive engines at prepare: nothing else is under way then).
+ 4. For each transaction of a batch, in the order of tids: `Publish`, then the `Reply` that reveals its tid.
+    Locks are released after that.
+ 5. Once an outcome was told it stays true: whom a "no" was told can't be begun again.
 """
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from ZODB.POSException import ConflictError, StorageError, StorageTransactionError
 
 from zeoid import limits
+from zeoid.commit import resolutions
+from zeoid.commit.actions import (
+    Abandon,
+    Action,
+    Commit,
+    Decide,
+    Expire,
+    Fail,
+    Prepare,
+    Publish,
+    Reply,
+    State,
+    Transaction,
+)
+from zeoid.commit.locks import Claim, Locks
+from zeoid.commit.outcomes import DecidedOutcomes
 from zeoid.commit.tids import next_tid
-from zeoid.model import Conflict, Operation, Restore, Store, TransactionInfo
-
-
-class State(Enum):
-    """See the table above."""
-
-    STORING = "storing"
-    WAITING = "waiting"
-    PREPARING = "preparing"
-    RESOLVING = "resolving conflicts"
-    PREPARED = "prepared"
-    FINISHING = "finishing"
-    DOOMED = "doomed"
-
-
-@dataclass(slots=True, eq=False)
-class Transaction:
-    """One transaction of one client, from its begin to its end."""
-
-    owner: Any
-    id: Hashable
-    info: TransactionInfo
-    state: State = State.STORING
-    operations: list[Operation] = field(default_factory=list)
-    size_bytes: int = 0
-    broken: Exception | None = None
-    rounds: int = 0
-    conflicts: dict[bytes, Conflict] = field(default_factory=dict)
-    tid: bytes = b""
-    oids: Sequence[bytes] = ()
-    resolved: Sequence[bytes] = ()
-    deadline_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Have the engine prepare it; report `prepared`, `conflicted` or `failed`."""
-
-    transaction: Transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Have the engine finish it; report `finished`. If that fails, the storage can't go on."""
-
-    transaction: Transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Have the engine forget what it prepared."""
-
-    transaction: Transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """The transaction is durable: show its tid to readers and tell every client but its owner."""
-
-    transaction: Transaction
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Answer the owner's vote or finish."""
-
-    transaction: Transaction
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Answer the owner's vote or finish with an error."""
-
-    transaction: Transaction
-    problem: Exception
-
-
-@dataclass(frozen=True, slots=True)
-class Expire:
-    """The owner kept others waiting for too long: log it and drop its connection."""
-
-    transaction: Transaction
-    state: State
-
-
-Action = Prepare | Finish | Abandon | Publish | Reply | Fail | Expire
+from zeoid.model import CheckCurrent, Conflict, Delete, Operation, Restore, Store, TransactionInfo, Undo
+from zeoid.ports import Outcomes, Prepared
 
 #: What an operation takes in memory besides its data, so that many small ones count, too.
 _OPERATION_BYTES = 200
@@ -136,19 +70,29 @@ class Transactions:
         self,
         last_tid: bytes,
         *,
+        exclusive: bool = False,
+        outcomes: Outcomes | None = None,
         timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
         vote_wait_s: float = limits.VOTE_WAIT_S,
         transaction_bytes: int = limits.TRANSACTION_BYTES,
         per_owner: int = limits.TRANSACTIONS_PER_CONNECTION,
     ) -> None:
+        #: The tid of the newest transaction that is committed and published.
         self.last_tid = last_tid
         self.timeout_s = timeout_s
+        self._exclusive = exclusive
         self._vote_wait_s = vote_wait_s
         self._transaction_bytes = transaction_bytes
         self._per_owner = per_owner
         self._all: dict[tuple[Any, Hashable], Transaction] = {}
-        self._queue: deque[Transaction] = deque()
-        self.holder: Transaction | None = None
+        #: How many transactions each owner has.
+        self._owned: dict[Any, int] = {}
+        #: Those whose id their client made: it is unique, and names them on any connection.
+        self._by_id: dict[bytes, Transaction] = {}
+        self._locks = Locks()
+        self._gathering: deque[Transaction] = deque()
+        self._in_flight = False
+        self._outcomes = DecidedOutcomes(outcomes or Outcomes(last_tid))
 
     # What the owner says --------------------------------------------------------------------------
 
@@ -160,6 +104,8 @@ class Transactions:
         Beginning it twice changes nothing, as in ZEO. StorageTransactionError when the owner has too many.
         """
         if (owner, id) not in self._all:
+            if type(id) is bytes and (self._outcomes.is_over(id) or id in self._by_id):
+                problem = StorageTransactionError("this transaction was begun before, or is over")
             self._add(Transaction(owner, id, info, broken=problem))
 
     def operate(self, owner: Any, id: Hashable, operation: Operation) -> None:
@@ -201,11 +147,13 @@ class Transactions:
         if transaction.broken is not None:
             return [Fail(transaction, transaction.broken), *self._leave(transaction, time_s)]
         if transaction.state is State.RESOLVING:
-            return [self._prepare(transaction, time_s)]
+            resolutions.apply(transaction)
+            transaction.state = State.PREPARING
+            return [Prepare(transaction)]
         transaction.state = State.WAITING
         transaction.deadline_s = now_s + self._vote_wait_s
-        self._queue.append(transaction)
-        return self._next(time_s)
+        transaction.claim = claim = self._claim(transaction)
+        return [] if claim.missing else self._granted([claim], time_s)
 
     def finish(self, owner: Any, id: Hashable, now_s: float, time_s: float) -> list[Action]:
         """The owner wants it committed. StorageTransactionError unless it is prepared."""
@@ -217,7 +165,8 @@ class Transactions:
             leaving = self._leave(transaction, time_s)
             return [Fail(transaction, problem), *leaving]
         transaction.state = State.FINISHING
-        return [Finish(transaction)]
+        self._gathering.append(transaction)
+        return self._next_batch(time_s)
 
     def abort(self, owner: Any, id: Hashable, now_s: float, time_s: float) -> list[Action]:
         """The owner gives it up. Too late once it is finishing; nothing if there is no such transaction."""
@@ -226,59 +175,80 @@ class Transactions:
 
     def gone(self, owner: Any, now_s: float, time_s: float) -> list[Action]:
         """The owner's connection is lost: all its transactions are given up."""
+        if owner not in self._owned:
+            return []
         actions: list[Action] = []
-        mine = [t for (whose, _), t in self._all.items() if whose == owner]
-        # The holder last: when it leaves, the lock goes to one that waits, which must not be one of these.
-        for transaction in sorted(mine, key=lambda each: each is self.holder):
-            actions += self._leave(transaction, time_s)
+        mine = [transaction for (whose, _), transaction in reversed(self._all.items()) if whose == owner]
+        # Those that wait go first, the latest before the others: none must be given what another gives back.
+        mine.sort(key=lambda each: (each.state is not State.WAITING, -each.deadline_s))
+        for transaction in mine:
+            if self._is_known(transaction):
+                actions += self._leave(transaction, time_s)
         return actions
+
+    def outcome(self, asker: Any, id: bytes, after: bytes, now_s: float, time_s: float) -> list[Action]:
+        """*asker* lost its connection to the transaction *id*, which was begun when *after* was the last tid.
+
+        If it can still be given up, it is, and never comes back. StorageError when it isn't known any more.
+        """
+        transaction = self._by_id.get(id)
+        if transaction is not None and transaction.state is State.FINISHING:
+            transaction.askers.append(asker)
+            return []
+        tid = self._outcomes.tid(id)
+        if tid is not None:
+            return [Decide(asker, tid)]
+        if transaction is None and after < self._outcomes.floor and not self._outcomes.is_over(id):
+            raise StorageError("the outcome of this transaction is not known any more: too many came later")
+        self._outcomes.deny(id)
+        leaving = [] if transaction is None else self._leave(transaction, time_s)
+        return [*leaving, Decide(asker, None)]
 
     def expire(self, now_s: float, time_s: float) -> list[Action]:
         """Time has passed."""
         actions: list[Action] = []
-        holder = self.holder
-        if (
-            holder is not None
-            and holder.state in (State.RESOLVING, State.PREPARED)
-            and holder.deadline_s <= now_s
-        ):
-            # Its owner's connection is dropped, so its other transactions are given up as well.
-            actions += [Expire(holder, holder.state), *self.gone(holder.owner, now_s, time_s)]
-        for waiting in [t for t in self._queue if t.deadline_s <= now_s]:
-            problem = ConflictError(f"waited {self._vote_wait_s:g} s for the transactions before this one")
-            actions += self._leave(waiting, time_s, problem)
+        for late in [t for t in self._all.values() if _is_late(t, now_s)]:
+            # One before it may have taken it along, or made way for it.
+            if not self._is_known(late) or not _is_late(late, now_s):
+                continue
+            if late.state is State.WAITING:
+                problem = ConflictError(
+                    f"waited {self._vote_wait_s:g} s for transactions that hold the same objects"
+                )
+                actions += self._leave(late, time_s, problem)
+            else:
+                # Its owner's connection is dropped, so its other transactions are given up as well.
+                actions += [Expire(late, late.state), *self.gone(late.owner, now_s, time_s)]
         return actions
 
     # What the engine says -------------------------------------------------------------------------
 
     def prepared(
-        self,
-        transaction: Transaction,
-        oids: Sequence[bytes],
-        resolved: Sequence[bytes],
-        now_s: float,
-        time_s: float,
+        self, transaction: Transaction, prepared: Prepared, now_s: float, time_s: float
     ) -> list[Action]:
-        """The engine has it prepared, writing *oids*, of which *resolved* became other data than sent."""
+        """The engine has it prepared."""
+        transaction.prepared = prepared
         if transaction.state is State.DOOMED:
             return [Abandon(transaction), *self._release(transaction, time_s)]
         transaction.state = State.PREPARED
         transaction.deadline_s = now_s + self.timeout_s
-        transaction.oids = oids
-        transaction.resolved = resolved
-        return [Reply(transaction, list(resolved))]
+        transaction.operations.clear()
+        return [Reply(transaction, list(prepared.resolved))]
 
     def conflicted(
         self, transaction: Transaction, conflicts: Sequence[Conflict], now_s: float, time_s: float
     ) -> list[Action]:
-        """The engine prepared nothing, for these conflicts. The lock is kept while they are resolved."""
+        """The engine prepared nothing, for these conflicts. The locks are kept while they are resolved."""
         transaction.rounds += 1
         if transaction.state is State.DOOMED:
             return self._release(transaction, time_s)
         if transaction.rounds >= limits.RESOLUTION_ROUNDS:
             first = conflicts[0]
-            problem = ConflictError(oid=first.oid, serials=(first.committed, first.read))
-            return [Fail(transaction, problem), *self._release(transaction, time_s)]
+            problem = ConflictError(
+                f"still in conflict after {transaction.rounds} rounds",
+                oid=first.oid, serials=(first.committed, first.read),
+            )  # fmt: skip
+            return [Fail(transaction, problem), *self._end(transaction, time_s)]
         transaction.state = State.RESOLVING
         transaction.deadline_s = now_s + self.timeout_s
         transaction.conflicts = {conflict.oid: conflict for conflict in conflicts}
@@ -291,21 +261,30 @@ class Transactions:
         """The engine could not prepare it; nothing of it is left there."""
         if transaction.state is State.DOOMED:
             return self._release(transaction, time_s)
-        return [Fail(transaction, problem), *self._release(transaction, time_s)]
+        return [Fail(transaction, problem), *self._end(transaction, time_s)]
 
-    def finished(self, transaction: Transaction, time_s: float) -> list[Action]:
-        """The engine has it durable."""
-        self.last_tid = transaction.tid
-        return [
-            Publish(transaction),
-            Reply(transaction, transaction.tid),
-            *self._release(transaction, time_s),
-        ]
+    def committed(self, batch: Sequence[Transaction], time_s: float) -> list[Action]:
+        """The engine has the batch durable. The next one goes first: the disk need not wait."""
+        self.last_tid = batch[-1].tid
+        self._in_flight = False
+        actions = self._next_batch(time_s)
+        for transaction in batch:
+            actions += [Publish(transaction), Reply(transaction, transaction.tid)]
+            actions += [Decide(asker, transaction.tid) for asker in transaction.askers]
+            if type(transaction.id) is bytes:
+                self._outcomes.note(transaction.id, transaction.tid)
+        for transaction in batch:
+            actions += self._end(transaction, time_s)
+        return actions
 
     # What can be asked ----------------------------------------------------------------------------
 
     def find(self, owner: Any, id: Hashable) -> Transaction | None:
         return self._all.get((owner, id))
+
+    def all(self) -> list[Transaction]:
+        """Those under way, in the order in which they were begun."""
+        return list(self._all.values())
 
     @property
     def active(self) -> int:
@@ -315,15 +294,37 @@ class Transactions:
     @property
     def waiting(self) -> int:
         """How many votes wait for those before them."""
-        return len(self._queue)
+        return sum(transaction.state is State.WAITING for transaction in self._all.values())
+
+    @property
+    def locked_at(self) -> float | None:
+        """Since when (seconds since the epoch) the one that has held its locks longest holds them."""
+        return min((t.locked_at for t in self._all.values() if t.locked_at), default=None)
 
     # ----------------------------------------------------------------------------------------------
 
     def _add(self, transaction: Transaction) -> None:
         owner = transaction.owner
-        if sum(1 for key in self._all if key[0] == owner) >= self._per_owner:
+        owned = self._owned.get(owner, 0)
+        if owned >= self._per_owner:
             raise StorageTransactionError(f"more than {self._per_owner} transactions on one connection")
+        self._owned[owner] = owned + 1
         self._all[owner, transaction.id] = transaction
+        if type(transaction.id) is bytes:
+            self._by_id.setdefault(transaction.id, transaction)
+
+    def _forget(self, transaction: Transaction) -> None:
+        owner = transaction.owner
+        del self._all[owner, transaction.id]
+        if type(transaction.id) is bytes and self._by_id.get(transaction.id) is transaction:
+            del self._by_id[transaction.id]
+        if self._owned[owner] > 1:
+            self._owned[owner] -= 1
+        else:
+            del self._owned[owner]
+
+    def _is_known(self, transaction: Transaction) -> bool:
+        return self._all.get((transaction.owner, transaction.id)) is transaction
 
     def _find(self, owner: Any, id: Hashable) -> Transaction:
         transaction = self._all.get((owner, id))
@@ -346,68 +347,103 @@ class Transactions:
         return False
 
     def _resolve(self, transaction: Transaction, operation: Operation) -> None:
-        """A resolved store takes the place of the one that met the conflict."""
+        """A resolved store answers a conflict."""
         if not isinstance(operation, Store) or operation.oid not in transaction.conflicts:
             transaction.broken = StorageTransactionError("an operation after the vote")
             return
         if transaction.broken is not None or not self._has_room(transaction, operation):
             return
-        for index, known in enumerate(transaction.operations):
-            if isinstance(known, Store) and known.oid == operation.oid:
-                transaction.operations[index] = operation
-        del transaction.conflicts[operation.oid]
+        resolutions.note(transaction, operation)
 
-    def _prepare(self, transaction: Transaction, time_s: float) -> Action:
-        transaction.state = State.PREPARING
-        transaction.tid = transaction.info.tid or next_tid(self.last_tid, time_s)
-        return Prepare(transaction)
+    def _claim(self, transaction: Transaction) -> Claim:
+        if self._exclusive or transaction.info.tid is not None:
+            return self._locks.claim(transaction, (), whole=True)
+        written: list[bytes] = []
+        checked: list[bytes] = []
+        for operation in transaction.operations:
+            match operation:
+                case CheckCurrent(oid):
+                    checked.append(oid)
+                case Store(oid) | Restore(oid) | Delete(oid):
+                    written.append(oid)
+                case Undo():
+                    # What it writes is known only when it is prepared.
+                    return self._locks.claim(transaction, (), whole=True)
+        return self._locks.claim(transaction, written, checked)
 
-    def _next(self, time_s: float) -> list[Action]:
-        """Whoever voted first gets the lock when it is free."""
+    def _granted(self, claims: Sequence[Claim], time_s: float) -> list[Action]:
+        """These have got their locks: the engine may prepare them, and those after whoever fails."""
         actions: list[Action] = []
-        while self.holder is None and self._queue:
-            transaction = self._queue.popleft()
+        granted = deque(claims)
+        while granted:
+            claim = granted.popleft()
+            transaction: Transaction = claim.who
             wanted = transaction.info.tid
-            if transaction.broken is not None:
-                del self._all[transaction.owner, transaction.id]
-                actions.append(Fail(transaction, transaction.broken))
-            elif wanted is not None and wanted <= self.last_tid:
-                del self._all[transaction.owner, transaction.id]
+            problem = transaction.broken
+            if problem is None and wanted is not None and wanted <= self.last_tid:
                 problem = StorageError("a transaction can't be copied before later ones: its tid is too old")
+            if problem is not None:
+                self._forget(transaction)
                 actions.append(Fail(transaction, problem))
-            else:
-                self.holder = transaction
-                actions.append(self._prepare(transaction, time_s))
+                granted += self._locks.release(claim)
+                continue
+            transaction.locked_at = time_s
+            transaction.state = State.PREPARING
+            if self._exclusive:
+                transaction.tid = wanted or next_tid(self.last_tid, time_s)
+            actions.append(Prepare(transaction))
         return actions
 
+    def _next_batch(self, time_s: float) -> list[Action]:
+        """What has gathered goes to the engine, unless that is busy."""
+        if self._in_flight or not self._gathering:
+            return []
+        batch: list[Transaction] = []
+        tid, size_bytes = self.last_tid, 0
+        while self._gathering and len(batch) < limits.BATCH_TRANSACTIONS:
+            transaction = self._gathering[0]
+            size_bytes += transaction.size_bytes
+            if batch and size_bytes > limits.BATCH_BYTES:
+                break
+            self._gathering.popleft()
+            transaction.tid = tid = transaction.tid or transaction.info.tid or next_tid(tid, time_s)
+            batch.append(transaction)
+        self._in_flight = True
+        return [Commit(batch)]
+
     def _release(self, transaction: Transaction, time_s: float) -> list[Action]:
-        if transaction.state is not State.DOOMED:
-            del self._all[transaction.owner, transaction.id]
-        self.holder = None
-        return self._next(time_s)
+        """Give its locks, or its place in the queues, to others."""
+        claim = transaction.claim
+        return [] if claim is None else self._granted(self._locks.release(claim), time_s)
+
+    def _end(self, transaction: Transaction, time_s: float) -> list[Action]:
+        self._forget(transaction)
+        return self._release(transaction, time_s)
 
     def _leave(
         self, transaction: Transaction, time_s: float, problem: Exception | None = None
     ) -> list[Action]:
         """Give it up, whatever its state. A vote that has no answer yet gets *problem*."""
         match transaction.state:
-            case State.STORING:
-                del self._all[transaction.owner, transaction.id]
-                return []
+            case State.STORING | State.RESOLVING:
+                return self._end(transaction, time_s)
             case State.WAITING:
-                del self._all[transaction.owner, transaction.id]
-                self._queue.remove(transaction)
-                return [Fail(transaction, problem or StorageTransactionError("the transaction was aborted"))]
+                told = Fail(transaction, problem or StorageTransactionError("the transaction was aborted"))
+                return [told, *self._end(transaction, time_s)]
             case State.PREPARING:
-                del self._all[transaction.owner, transaction.id]
+                self._forget(transaction)
                 transaction.state = State.DOOMED
                 return [Fail(transaction, problem or StorageTransactionError("the transaction was aborted"))]
-            case State.RESOLVING:
-                return self._release(transaction, time_s)
             case State.PREPARED:
-                return [Abandon(transaction), *self._release(transaction, time_s)]
+                return [Abandon(transaction), *self._end(transaction, time_s)]
             case _:
                 return []
 
 
 _NOTHING = TransactionInfo(b"", b"", {})
+#: Who waits for its client, or for others, has a deadline.
+_TIMED = (State.WAITING, State.RESOLVING, State.PREPARED)
+
+
+def _is_late(transaction: Transaction, now_s: float) -> bool:
+    return transaction.state in _TIMED and transaction.deadline_s <= now_s

@@ -31,6 +31,7 @@ class ServingOptions:
     offer: str = "Z5"
     transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S
     invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS
+    resolve_conflicts: bool = False
     pid_file: Path | None = None
     start_log: Callable[[], None] | None = None
 
@@ -77,6 +78,7 @@ def read_configuration(path: str) -> ServingOptions:
         offer="M5" if zeo.msgpack else "Z5",
         transaction_timeout_s=zeo.transaction_timeout,
         invalidation_log_transactions=zeo.invalidation_queue_size,
+        resolve_conflicts=not zeo.client_conflict_resolution,
         pid_file=Path(zeo.pid_filename) if zeo.pid_filename else None,
         start_log=_log_starter(path, config.eventlog),
     )
@@ -143,12 +145,15 @@ def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engi
         raise ConfigurationError(f"{path}: two storages are named {twice!r} (the default name is '1')")
 
     def opener(name: str, section: Any) -> Callable[[], Engine]:
-        return lambda: open_storage(f"storage {name!r} of {path}", lambda: _open_section(section))
+        title = f"storage {name!r} of {path}"
+        if type(section) is FileStorage and not section.config.create:
+            file, read_only = Path(section.config.path), bool(section.config.read_only)
+            return lambda: open_storage(title, lambda: _open_section(section), file, read_only)
+        return lambda: open_storage(title, section.open)
 
     return {name: opener(name, section) for name, section in zip(names, sections, strict=True)}
 
 
 def _open_section(section: Any) -> Any:
-    if type(section) is FileStorage and not section.config.create:
-        check_data_file(Path(section.config.path), section.config.read_only)
+    check_data_file(Path(section.config.path), section.config.read_only)
     return section.open()

@@ -1,69 +1,136 @@
-"""The engine for FileStorage: as any storage's, with a shorter way to read a record and to write some.
+"""The engine for FileStorage: reads with a shorter way to a record, and writes by itself, in batches.
 
 FileStorage's own `loadBefore` passes through a pool of file objects and a dozen of small functions. A server
 does hardly anything else than this, so here a record is read with one system call: the position from the
-storage's index, header and data from its file, under its lock. Likewise a transaction that does nothing but
-store objects is laid out in memory and written in one piece at vote, unfinished; to finish it, its status is
-written and the file is synced: the same bytes in the same order as FileStorage's own, without its copies.
+storage's index, header and data from its file, under its lock. FileStorage writes one transaction at a time
+and syncs each, under one lock from vote to finish. Here any number of transactions is prepared at once, by
+looking only; what they write is put into the file in batches, by `appending`.
 
-Owns how the two share FileStorage's file, index and locks (the file's layout is `datafile`'s; the index,
-ZODB.fsIndex, is a tree for the first six bytes of an oid, and in it one for the last two, and its own `get`
-takes as long as reading the record). Whatever is unusual is left to FileStorage: a record that refers to
-another one's data, undo, restore, deletion, a quota, metadata that is too long, a system without positioned
-reads.
+Owns how the two share FileStorage's file, index and locks for reading (the index, ZODB.fsIndex, is a tree for
+the first six bytes of an oid, and in it one for the last two, and its own `get` takes as long as reading the
+record), and what a transaction writes. Of FileStorage's own ways to change the file only the pack is left.
 """
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ZODB.Connection import TransactionMetaData
+from ZODB.FileStorage.FileStorage import FileStorageQuotaError
 from ZODB.FileStorage.format import CorruptedError
-from ZODB.POSException import POSKeyError
+from ZODB.POSException import (
+    ConflictError,
+    MultipleUndoErrors,
+    POSKeyError,
+    ReadConflictError,
+    ReadOnlyError,
+    StorageError,
+    UndoError,
+)
+from ZODB.utils import p64, u64
 
-from zeoid.engines.datafile import COMMITTED, META_LIMIT_BYTES, RECORD_HEADER, STATUS_OFFSET, LaidOut, lay_out
-from zeoid.engines.storage import StorageEngine, refuse_empty
-from zeoid.model import Conflict, Operation, Revision, Store, TransactionInfo
-from zeoid.ports import Prepared, TransactionRecord
+from zeoid import limits
+from zeoid.engines.appending import Appender
+from zeoid.engines.datafile import FIELD_LIMIT_BYTES, RECORD_HEADER, transaction_bytes
+from zeoid.engines.journal import LoggedTransaction, Record
+from zeoid.engines.resolving import Resolver
+from zeoid.engines.storage import StorageEngine, refuse_empty, undone_tid
+from zeoid.engines.undoing import Pending, restore, undo
+from zeoid.model import (
+    NO_TID,
+    CheckCurrent,
+    Conflict,
+    Delete,
+    Operation,
+    Restore,
+    Revision,
+    Store,
+    TransactionInfo,
+    Undo,
+)
+from zeoid.ports import Commit, Outcomes, Prepared, TransactionRecord
 
+log = logging.getLogger("zeoid.server")
 _HEADER_BYTES = RECORD_HEADER.size
 _unpack_header = RECORD_HEADER.unpack_from
 _pread = getattr(os, "pread", None)
-#: Data, and the length that is needed to read it; the file's times may be lost.
-_sync = getattr(os, "fdatasync", os.fsync)
 #: Most records fit in one read of this size, header included.
 _READ_BYTES = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class _Unfinished:
-    """A transaction that stands in the file, behind its end: without its data, which may be large."""
+class _Written(Prepared):
+    """What a prepared transaction will write."""
 
-    tid: bytes
-    position: int
-    end: int
-    index: dict[bytes, int]
+    __slots__ = ("description", "extension", "records", "status", "user")
+
+    def __init__(
+        self, info: TransactionInfo, extension: bytes, records: dict[bytes, Record], resolved: Sequence[bytes]
+    ) -> None:
+        self.user = info.user
+        self.description = info.description
+        self.extension = extension
+        self.status = info.status
+        self.records = tuple(records.values())
+        data_bytes = 0
+        for record in self.records:
+            if record.data is not None:
+                data_bytes += len(record.data)
+        meta_bytes = len(info.user) + len(info.description) + len(extension)
+        size_bytes = transaction_bytes(meta_bytes, len(records), data_bytes)
+        super().__init__((), list(records), resolved, size_bytes)
 
 
 class FileStorageEngine(StorageEngine):
-    """A FileStorage."""
+    """A FileStorage, and the journal beside it. Without an *appender* it can only be read."""
 
-    def __init__(self, storage: Any) -> None:
+    exclusive = False
+
+    def __init__(
+        self,
+        storage: Any,
+        appender: Appender | None,
+        outcomes: Outcomes,
+        oid_mark: bytes,
+        last_tid: bytes = NO_TID,
+    ) -> None:
         super().__init__(storage)
         self._lock = storage._lock
         #: The data file's number, and the file object it belongs to: a pack replaces that.
         self._file: Any = None
         self._number = -1
-        #: The prepared transaction, if it is one of stores only.
-        self._unfinished: _Unfinished | None = None
+        self._appender = appender
+        self._outcomes = outcomes
+        self._last_tid = last_tid
+        self._oids = threading.Lock()
+        self._oid_mark = max(oid_mark, storage._oid)
+        self._keeper: _Keeper | None = None
+        if appender is not None:
+            storage.set_max_oid(self._oid_mark)
+            self._packer, storage.packer = storage.packer, self._pack_beside
+            self._keeper = _Keeper(appender, self.name)
+
+    # Reading --------------------------------------------------------------------------------------
+
+    def last_tid(self) -> bytes:
+        # A pack may have removed the transaction that it names: clients have seen it all the same.
+        return max(self._last_tid, super().last_tid())
+
+    def outcomes(self) -> Outcomes:
+        return self._outcomes
+
+    @property
+    def failure(self) -> str:
+        return "" if self._appender is None else self._appender.failure
 
     def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
         try:
             return super().iterate(start, stop)
         except (ValueError, AttributeError, CorruptedError):
             # It looked for *start* from the end of the file, where a transaction was half written.
-            with self._lock:
+            with self._storage._commit_lock:
                 return super().iterate(start, stop)
 
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
@@ -103,110 +170,244 @@ class FileStorageEngine(StorageEngine):
             lock.release()
         return super().load_before(oid, tid)
 
+    def newest_tid(self, oid: bytes) -> bytes | None:
+        # As `getTid`, but a deleted object has a tid, too: a store must meet the deletion.
+        with self._lock:
+            tree = self._storage._index._data.get(oid[:6])
+            place = None if tree is None else tree.get(oid[6:])
+            if place is None:
+                return None
+            header = os.pread(self._storage._file.fileno(), _HEADER_BYTES, int.from_bytes(place, "big"))
+        owner, tid, _, _, _, _ = _unpack_header(header)
+        if owner != oid:
+            raise CorruptedError(f"the record of {oid.hex()} is not where the index says")
+        newest: bytes = tid
+        return newest
+
     # Writing --------------------------------------------------------------------------------------
 
-    def prepare(self, tid: bytes, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
-        operations = list(operations)
-        stores = [operation for operation in operations if type(operation) is Store]
-        extension = TransactionMetaData(b"", b"", info.extension).extension_bytes
-        meta_bytes = len(info.user) + len(info.description) + len(extension)
+    def prepare(self, tid: bytes | None, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
+        if self._appender is None:
+            raise ReadOnlyError()
+        extension = b""
+        if info.extension:
+            extension = TransactionMetaData(b"", b"", info.extension).extension_bytes
+        for name, value in ("user", info.user), ("description", info.description), ("extension", extension):
+            if len(value) > FIELD_LIMIT_BYTES:
+                raise StorageError(
+                    f"the {name} of the transaction is longer than {FIELD_LIMIT_BYTES:,} bytes"
+                )
+        writing = _Writing(self, self._appender, self._resolver)
+        for position, operation in enumerate(operations):
+            writing.apply(operation, position)
+        if writing.conflicts:
+            return Prepared(list(writing.conflicts.values()))
+        prepared = _Written(info, extension, writing.records, list(writing.resolved))
+        self._note_oids(prepared.oids)
+        self._promise(prepared.size_bytes)
+        return prepared
+
+    def _promise(self, size_bytes: int) -> None:
+        assert self._appender is not None
         storage = self._storage
-        if (
-            len(stores) < len(operations)
-            or info.status != " "
-            or meta_bytes > META_LIMIT_BYTES
-            or storage._quota is not None
-            or self.read_only
-            or _pread is None
-        ):
-            return super().prepare(tid, info, operations)
-        storage._commit_lock.acquire()  # as tpc_begin does; a pack holds it when it replaces the file
+        if storage._quota is not None and storage._pos + size_bytes > storage._quota:
+            raise FileStorageQuotaError("The storage quota has been exceeded.")
         try:
-            conflicts, records = self._look_up(stores)
-            if not conflicts:
-                laid_out = lay_out(storage._pos, tid, info.user, info.description, extension, records)
-                self._write(laid_out)
-                unfinished = _Unfinished(tid, laid_out.position, laid_out.end, laid_out.index)
-        except BaseException:
-            storage._commit_lock.release()
-            raise
-        if conflicts:
-            storage._commit_lock.release()
-            return Prepared(list(conflicts.values()))
-        self._unfinished = unfinished
-        return Prepared((), list(unfinished.index))
+            self._appender.promise(size_bytes)
+        except OSError as problem:
+            reason = problem.strerror or problem
+            raise StorageError(f"no room for a transaction of {size_bytes:,} bytes: {reason}") from None
 
-    def _look_up(
-        self, stores: Iterable[Store]
-    ) -> tuple[dict[bytes, Conflict], list[tuple[bytes, int, bytes]]]:
-        """The stores that met a newer record, and the records to write."""
-        conflicts: dict[bytes, Conflict] = {}
-        records: list[tuple[bytes, int, bytes]] = []
+    def commit(self, batch: Sequence[Commit]) -> None:
+        assert self._appender is not None
+        transactions = []
+        size_bytes = 0
+        for one in batch:
+            written = one.prepared
+            assert isinstance(written, _Written)
+            size_bytes += written.size_bytes
+            transactions.append(
+                LoggedTransaction(
+                    one.tid, one.id, written.user, written.description, written.extension, written.status,
+                    written.records,
+                )
+            )  # fmt: skip
+        self._appender.commit(tuple(transactions), size_bytes)
+        for one in batch:
+            self._appender.take_back(one.prepared.size_bytes)
+        assert self._keeper is not None
+        self._keeper.committed()
+
+    def abandon(self, prepared: Prepared) -> None:
+        assert self._appender is not None
+        self._appender.take_back(prepared.size_bytes)
+
+    def new_oids(self, count: int) -> list[bytes]:
+        assert self._appender is not None
         storage = self._storage
-        for store in stores:
-            refuse_empty(store.oid, store.data)
-            with self._lock:
-                if store.oid > storage._oid:
-                    storage.set_max_oid(store.oid)
-            newest = self.newest_tid(store.oid)
-            if newest is not None and newest != store.serial:
-                conflicts[store.oid] = Conflict(store.oid, newest, store.serial, store.data)
-            records.append((store.oid, storage._index.get(store.oid, 0), store.data))
-        return conflicts, records
+        with self._oids:
+            first = u64(storage._oid) + 1
+            last = p64(first + count - 1)
+            if last > self._oid_mark:
+                mark = p64(first + count - 1 + limits.OID_BLOCK)
+                self._appender.note_oids(mark)
+                self._oid_mark = mark
+            storage.set_max_oid(last)
+        return [p64(number) for number in range(first, first + count)]
 
-    def _write(self, transaction: LaidOut) -> None:
-        """Put it behind the file's end, unfinished. OSError: the file is as it was."""
-        file, rest = self._storage._file.fileno(), memoryview(transaction.data)
-        position = transaction.position
-        with self._lock:  # who looks for a transaction from the file's end must not meet a half of one
+    def _note_oids(self, oids: Sequence[bytes]) -> None:
+        """Clients may choose oids by themselves: no other is to get them."""
+        newest = max(oids, default=b"")
+        with self._oids:
+            if newest > self._storage._oid:
+                self._storage.set_max_oid(newest)
+
+    def checkpoint(self) -> bytes:
+        if self._appender is None:
+            raise ReadOnlyError()
+        return self._appender.checkpoint()
+
+    def pack(self, time: float) -> None:
+        if self.failure:  # what is behind the file's end is not for a pack to read
+            raise OSError(self.failure)
+        super().pack(time)
+        assert self._appender is not None
+        self._appender.settle_packed()
+
+    def _pack_beside(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> Any:
+        """As FileStorage has its file packed. With a result it holds the commit lock, to replace the file."""
+        packed = self._packer(storage, referencesf, stop, gc)
+        if packed is not None:
+            assert self._appender is not None
             try:
-                while rest:
-                    written = os.pwrite(file, rest, position)
-                    position, rest = position + written, rest[written:]
+                self._appender.settle_either(storage._file_name + ".pack", packed[0])
             except BaseException:
-                self._roll_back(transaction.position)
+                storage._commit_lock.release()
                 raise
+        return packed
 
-    def _roll_back(self, position: int) -> None:
-        with self._lock:
-            os.ftruncate(self._storage._file.fileno(), position)
-            self._storage._file.flush()  # nobody may go on with what they have read of it
-            self._storage._files.flush()
-
-    def finish(self) -> None:
-        transaction, self._unfinished = self._unfinished, None
-        if transaction is None:
-            super().finish()
-            return
-        storage = self._storage
-        file = storage._file.fileno()
+    def close(self) -> None:
         try:
-            os.pwrite(file, COMMITTED, transaction.position + STATUS_OFFSET)
-            _sync(file)
-            with storage._files.write_lock(), self._lock:
-                storage._file.flush()  # it may have read what was there before
-                storage._pos = transaction.end
-                storage._index.update(transaction.index)
-                storage._ltid = transaction.tid
+            if self._keeper is not None:
+                self._keeper.close()
+            if self._appender is not None:
+                self._appender.close()
         finally:
-            storage._commit_lock.release()
+            super().close()
+            if self._appender is not None:
+                self._appender.sync_index()
 
-    def abandon(self) -> None:
-        transaction, self._unfinished = self._unfinished, None
-        if transaction is None:
-            super().abandon()
-            return
+
+class _Writing:
+    """The operations of one transaction, becoming what it writes."""
+
+    def __init__(self, engine: FileStorageEngine, appender: Appender, resolver: Resolver | None) -> None:
+        self._engine = engine
+        self._file = appender.data_file
+        self._resolver = resolver
+        self.records: dict[bytes, Record] = {}
+        #: Those whose data is another than the client knows.
+        self.resolved: dict[bytes, None] = {}
+        #: What the client must resolve, if anything: then nothing is written.
+        self.conflicts: dict[bytes, Conflict] = {}
+
+    def apply(self, operation: Operation, position: int) -> None:
+        match operation:
+            case Store(oid, serial, data):
+                refuse_empty(oid, data)
+                newest = self._engine.newest_tid(oid)
+                if newest is not None and newest != serial:
+                    self._meet(Conflict(oid, newest, serial, data, position=position))
+                else:
+                    self.conflicts.pop(oid, None)  # an undo's, which its client has resolved by this
+                    self.records[oid] = Record(oid, data, None)
+            case Restore(oid, restored, same_as):
+                refuse_empty(oid, restored)
+                self.records[oid] = Record(*restore(self._file, oid, restored, same_as, self._pending()))
+            case Delete(oid, serial):
+                current = self._engine.newest_tid(oid)
+                if current is None:
+                    raise POSKeyError(oid)
+                if current != serial:
+                    raise ConflictError(oid=oid, serials=(current, serial))
+                self.records[oid] = Record(oid, None, None)
+            case CheckCurrent(oid, serial):
+                current = self._engine.current_tid(oid)
+                if current != serial:
+                    raise ReadConflictError(oid=oid, serials=(current, serial))
+            case Undo(transaction_id):
+                self._undo(undone_tid(transaction_id), position)
+
+    def _undo(self, tid: bytes, position: int) -> None:
+        undone = undo(self._file, tid, self._pending(), self.conflicts)
+        for record in undone.records:
+            self.records[record[0]] = Record(*record)
+            self.resolved[record[0]] = None
+        for conflict in undone.conflicts:
+            self.resolved[conflict.oid] = None
+            try:
+                self._meet(replace(conflict, position=position))
+            except ConflictError:
+                problem = UndoError("Some data were modified by a later transaction", conflict.oid)
+                # As FileStorage says it: of all errors of an undo, stock clients know this one.
+                raise MultipleUndoErrors([(conflict.oid, problem)]) from None
+
+    def _meet(self, conflict: Conflict) -> None:
+        oid = conflict.oid
+        if self._resolver is None:
+            self.conflicts[oid] = conflict
+        else:
+            self.records[oid] = Record(oid, self._resolver.resolve(conflict), None)
+            self.resolved[oid] = None
+
+    def _pending(self) -> dict[bytes, Pending]:
+        return {oid: Pending(record.data, record.same_as) for oid, record in self.records.items()}
+
+
+class _Keeper:
+    """A thread that makes a checkpoint now and then, and room in the journal ahead of need."""
+
+    def __init__(self, appender: Appender, name: str) -> None:
+        self._appender = appender
+        self._name = name
+        self._wake = threading.Event()
+        self._closed = False
+        #: A spare segment could not be made: not before the next checkpoint is it tried again.
+        self._no_room = False
+        self._thread = threading.Thread(target=self._run, name=f"zeoid checkpoints {name}", daemon=True)
+        self._thread.start()
+
+    def committed(self) -> None:
+        """Something was committed; is there something to do?"""
+        if self._is_due() or (not self._no_room and not self._appender.has_spare):
+            self._wake.set()
+
+    def _is_due(self) -> bool:
+        return self._appender.unsettled_bytes > limits.CHECKPOINT_BYTES
+
+    def _run(self) -> None:
         try:
-            self._roll_back(transaction.position)
-        finally:
-            self._storage._commit_lock.release()
+            while not self._closed:
+                self._make_spare()
+                timely = not self._wake.wait(limits.CHECKPOINT_S)
+                self._wake.clear()
+                if self._closed:
+                    break
+                if self._is_due() or (timely and self._appender.unsettled_bytes):
+                    self._appender.checkpoint()
+                    self._no_room = False
+        except Exception as problem:  # the appender remembers it, and the server asks
+            log.error("%s: the checkpoint failed: %s", self._name, problem)
 
-    def newest_tid(self, oid: bytes) -> bytes | None:
-        with self._lock:
-            position = self._storage._index.get(oid)
-            if not position:
-                return None
-            # As `getTid`, but a deleted object has a tid, too: a store that does not know of the deletion
-            # must meet it here, and not in FileStorage, which would unpickle the client's data to resolve it.
-            tid: bytes = self._storage._read_data_header(position, oid).tid
-            return tid
+    def _make_spare(self) -> None:
+        try:
+            if not self._no_room:
+                self._appender.make_spare()
+        except OSError as problem:
+            self._no_room = True
+            log.warning("%s: no room for the journal to grow: %s", self._name, problem)
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+        self._thread.join()

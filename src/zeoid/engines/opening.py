@@ -1,28 +1,43 @@
 """Opening a storage for a server, and saying in one line what went wrong if it can't be."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zc.lockfile import LockError
+from zc.lockfile import LockError, LockFile
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSError
 
+from zeoid.engines.appending import Appender, place_of
+from zeoid.engines.disk import Disk
 from zeoid.engines.filestorage import FileStorageEngine
+from zeoid.engines.journal import Base, Contents, Journal
+from zeoid.engines.recovery import (
+    Settled,
+    check_belonging,
+    check_complete,
+    journal_directory,
+    settle,
+)
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ConfigurationError
+from zeoid.model import NO_TID
+from zeoid.ports import Outcomes
 
 
-def open_filestorage(path: str | os.PathLike[str], *, read_only: bool = False) -> StorageEngine:
+def open_filestorage(
+    path: str | os.PathLike[str], *, read_only: bool = False, disk: Disk | None = None
+) -> StorageEngine:
     """The engine on the data file *path*, which is made unless it exists or *read_only* is asked for.
 
     ConfigurationError when the file can't be used, saying why.
     """
     file = Path(path)
-    return open_storage(str(file), lambda: _open_file(file, read_only))
+    return open_storage(str(file), lambda: _open_file(file, read_only), file, read_only, disk or Disk())
 
 
 def check_data_file(path: Path, read_only: bool) -> None:
@@ -70,20 +85,108 @@ def open_memory() -> StorageEngine:
     return StorageEngine(MappingStorage("memory"))
 
 
-def engine_of(storage: Any) -> StorageEngine:
-    """The engine that fits an open ZODB storage."""
-    return FileStorageEngine(storage) if type(storage) is FileStorage else StorageEngine(storage)
+def engine_of(storage: Any, disk: Disk | None = None) -> StorageEngine:
+    """The engine that fits an open ZODB storage. ConfigurationError where a journal had to be read first."""
+    if type(storage) is not FileStorage or not hasattr(os, "pread"):
+        return StorageEngine(storage)
+    disk = disk or Disk()
+    path = storage._file_name
+    if storage.isReadOnly():
+        check_complete(path, disk)
+        return FileStorageEngine(storage, None, Outcomes(storage.lastTransaction() or NO_TID), storage._oid)
+    return _continue(storage, Settled(check_belonging(path, disk)), disk)
 
 
-def open_storage(name: str, opener: Callable[[], Any]) -> StorageEngine:
-    """The engine on the ZODB storage that *opener* opens; *name* says which in an error."""
+def _continue(storage: Any, settled: Settled, disk: Disk) -> FileStorageEngine:
+    """The engine on a FileStorage and its journal, which fits it."""
+    path = storage._file_name
+    file = storage._file.fileno()
+    storage._file.flush()
+    disk.sync(file)
+    disk.sync_directory(os.path.dirname(path))
+    contents = settled.contents
+    last_tid = storage.lastTransaction() or NO_TID
+    if contents is None:
+        base = Base((place_of(disk, file, storage._pos),))
+        journal = Journal.create(
+            journal_directory(path), disk, base, last_tid=last_tid, oid_mark=storage._oid, floor=last_tid
+        )
+        outcomes, oid_mark = Outcomes(last_tid), storage._oid
+    else:
+        journal = Journal.open(journal_directory(path), disk, contents)
+        outcomes = Outcomes(max(contents.floor, _unknown_after(contents, last_tid)), contents.outcomes)
+        oid_mark = contents.oid_mark
+    appender = Appender(storage, journal, disk)
     try:
-        return engine_of(opener())
+        appender.replay(settled.replay)
+    except BaseException:
+        journal.close()
+        raise
+    return FileStorageEngine(storage, appender, outcomes, oid_mark, max(last_tid, journal.last_tid))
+
+
+def _unknown_after(contents: Contents, last_tid: bytes) -> bytes:
+    """Whoever wrote to the data file without the journal knew nothing of ids."""
+    return last_tid if last_tid > contents.last_tid else NO_TID
+
+
+def open_storage(
+    name: str,
+    opener: Callable[[], Any],
+    data_file: Path | None = None,
+    read_only: bool = False,
+    disk: Disk | None = None,
+) -> StorageEngine:
+    """The engine on the ZODB storage that *opener* opens; *name* says which in an error.
+
+    *data_file* is given where it is a FileStorage: its journal is read before it is opened.
+    """
+    disk = disk or Disk()
+    try:
+        journalled = not read_only and hasattr(os, "pread")
+        settled = _settle(data_file, disk) if data_file is not None and journalled else None
+        storage = opener()
+        try:
+            if settled is None or type(storage) is not FileStorage:
+                return engine_of(storage, disk)
+            return _continue(storage, settled, disk)
+        except BaseException:
+            storage.close()
+            raise
+    except ConfigurationError:
+        raise
     except LockError:
-        why = f"{name} is in use by another process, which holds its lock file; stop that one first"
+        why = _in_use(name)
     except OSError as problem:
         why = f"can't open {name}: {problem.strerror or problem}"
     except (FileStorageError, POSError, ValueError) as problem:
         why = f"can't open {name}: {type(problem).__name__}: {problem}. Is it a storage's data file?"
     # Not in the except clause: the error would keep what was half opened open.
     raise ConfigurationError(" ".join(why.split()))
+
+
+def _settle(data_file: Path, disk: Disk) -> Settled:
+    """Have data file and journal agree, while nobody else has the file open."""
+    path = os.path.abspath(data_file)
+    if not disk.exists(journal_directory(path)):
+        return Settled(None)
+    with locked(path):
+        return settle(path, disk)
+
+
+def _in_use(name: str) -> str:
+    return f"{name} is in use by another process, which holds its lock file; stop that one first"
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Nobody else has the data file *path* open for writing. ConfigurationError if somebody has."""
+    lock = None
+    with contextlib.suppress(LockError):
+        lock = LockFile(f"{path}.lock")
+    if lock is None:
+        raise ConfigurationError(_in_use(path))
+    try:
+        yield
+    finally:
+        lock.close()

@@ -2,10 +2,11 @@
 
 Owns the translation between ZODB's storage methods and the Engine protocol, and how stores that conflict are
 found before the storage sees them: resolving a conflict means running the application's code, which is the
-client's business. (Undo is the exception: the storage resolves its conflicts where it can import the
-classes.) Must not know connections, replies or the order of transactions.
+client's business unless it was asked for here. (Undo is the exception: the storage resolves its conflicts
+where it can import the classes.) Must not know connections, replies or the order of transactions.
 """
 
+from base64 import decodebytes
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from ZODB.POSException import (
 from ZODB.serialize import referencesf
 from ZODB.utils import load_current
 
+from zeoid.engines.resolving import Resolver
 from zeoid.model import (
     NO_TID,
     CheckCurrent,
@@ -36,15 +38,17 @@ from zeoid.model import (
     TransactionInfo,
     Undo,
 )
-from zeoid.ports import Prepared, TransactionRecord
+from zeoid.ports import Commit, Outcomes, Prepared, TransactionRecord
 
 
 class StorageEngine:
     """One ZODB storage, opened by whoever makes the engine and closed by `close`."""
 
+    exclusive = True
+
     def __init__(self, storage: Any) -> None:
         self._storage: Any = storage
-        self._transaction: TransactionMetaData | None = None
+        self._resolver: Resolver | None = None
         self.name: str = storage.getName()
         self.read_only: bool = bool(storage.isReadOnly())
         self.supports_undo = bool(getattr(storage, "supportsUndo", bool)())
@@ -55,6 +59,14 @@ class StorageEngine:
             for interface in zope.interface.providedBy(storage).__iro__
             if interface not in (IBlobStorage, IBlobStorageRestoreable)
         )
+
+    @property
+    def failure(self) -> str:
+        return ""
+
+    @property
+    def resolves_conflicts(self) -> bool:
+        return self._resolver is not None
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -117,15 +129,16 @@ class StorageEngine:
 
     # Writing --------------------------------------------------------------------------------------
 
-    def prepare(self, tid: bytes, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
+    def prepare(self, tid: bytes | None, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
+        assert tid is not None
         meta = TransactionMetaData(info.user, info.description, info.extension)
         try:
-            # FileStorage's lock is held even if this fails, until the transaction is aborted.
+            # A storage's lock may be held even if this fails, until the transaction is aborted.
             if info.status == " ":
                 self._storage.tpc_begin(meta, tid)
             else:
                 self._storage.tpc_begin(meta, tid, info.status)
-            writing = _Writing(self._storage, meta, tid, self.newest_tid)
+            writing = _Writing(self._storage, meta, tid, self.newest_tid, self._resolver)
             for operation in operations:
                 writing.apply(operation)
             conflicts = list(writing.conflicts.values())
@@ -136,22 +149,41 @@ class StorageEngine:
         if conflicts:
             self._storage.tpc_abort(meta)
             return Prepared(conflicts)
-        self._transaction = meta
-        return Prepared((), list(writing.oids), [*writing.undone, *(resolved or ())])
+        return _Voted(meta, list(writing.oids), [*writing.resolved, *(resolved or ())])
 
-    def finish(self) -> None:
-        meta, self._transaction = self._transaction, None
-        self._storage.tpc_finish(meta)
+    def commit(self, batch: Sequence[Commit]) -> None:
+        for one in batch:
+            assert isinstance(one.prepared, _Voted)
+            self._storage.tpc_finish(one.prepared.meta)
 
-    def abandon(self) -> None:
-        meta, self._transaction = self._transaction, None
-        self._storage.tpc_abort(meta)
+    def abandon(self, prepared: Prepared) -> None:
+        assert isinstance(prepared, _Voted)
+        self._storage.tpc_abort(prepared.meta)
+
+    def outcomes(self) -> Outcomes:
+        return Outcomes(self.last_tid())
+
+    def checkpoint(self) -> bytes:
+        return self.last_tid()
 
     def pack(self, time: float) -> None:
         self._storage.pack(time, referencesf)
 
+    def resolve_conflicts(self) -> None:
+        self._resolver = Resolver(self.load_serial)
+
     def close(self) -> None:
         self._storage.close()
+
+
+class _Voted(Prepared):
+    """A transaction that the storage has voted on."""
+
+    __slots__ = ("meta",)
+
+    def __init__(self, meta: TransactionMetaData, oids: Sequence[bytes], resolved: Sequence[bytes]) -> None:
+        self.meta = meta
+        super().__init__((), oids, resolved)
 
 
 class _Writing:
@@ -163,13 +195,16 @@ class _Writing:
         meta: TransactionMetaData,
         tid: bytes,
         newest_tid: Callable[[bytes], bytes | None],
+        resolver: Resolver | None,
     ) -> None:
         self._newest_tid = newest_tid
+        self._resolver = resolver
         self._storage = storage
         self._meta = meta
         self._tid = tid
         self.oids: dict[bytes, None] = {}
-        self.undone: dict[bytes, None] = {}
+        #: Those whose data is another than the client knows.
+        self.resolved: dict[bytes, None] = {}
         self.conflicts: dict[bytes, Conflict] = {}
 
     def apply(self, operation: Operation) -> None:
@@ -196,19 +231,21 @@ class _Writing:
         return method
 
     def _undo(self, transaction_id: bytes) -> None:
-        try:
-            _, oids = self._able("undo")(transaction_id, self._meta)
-        except (AssertionError, Base64Error):
-            raise UndoError("Invalid transaction id") from None
+        undone_tid(transaction_id)
+        _, oids = self._able("undo")(transaction_id, self._meta)
         self.oids.update(dict.fromkeys(oids))
-        self.undone.update(dict.fromkeys(oids))
+        self.resolved.update(dict.fromkeys(oids))
 
     def _store(self, store: Store) -> None:
         oid, serial, data = store.oid, store.serial, store.data
         newest = self._newest_tid(oid)
         if newest is not None and newest != serial:
-            self.conflicts[oid] = Conflict(oid, newest, serial, data)
-            return
+            conflict = Conflict(oid, newest, serial, data)
+            if self._resolver is None:
+                self.conflicts[oid] = conflict
+                return
+            serial, data = newest, self._resolver.resolve(conflict)
+            self.resolved[oid] = None
         try:
             self._storage.store(oid, serial, data, "", self._meta)
         except ReadConflictError:
@@ -226,3 +263,14 @@ def refuse_empty(oid: bytes, data: bytes | None) -> None:
     """StorageError for a record without data, which FileStorage would write: the rest is unreadable then."""
     if data is not None and not data:
         raise StorageError(f"the data of object {oid.hex()} is empty: no record can be")
+
+
+def undone_tid(transaction_id: bytes) -> bytes:
+    """The tid in the id that an undo log gave to a transaction. UndoError if there is none in it."""
+    try:
+        tid = decodebytes(transaction_id + b"\n")
+    except (Base64Error, TypeError):
+        tid = b""
+    if len(tid) != 8:
+        raise UndoError("Invalid transaction id")
+    return tid

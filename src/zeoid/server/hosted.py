@@ -1,36 +1,42 @@
 """One storage of a server: its engine, its transactions, its clients, and its invalidation log.
 
-Carries out what `commit.transactions` decides. All of it runs on the event loop's thread; an engine's work
-goes to a thread only while a pack holds the engine's locks for long. Knows sessions by four methods only
-(see `Client`), so that tests can pass anything that has them.
+Carries out what `commit.transactions` decides, on the event loop's thread. What an engine does goes to
+threads: batches to one of their own, so that a disk that syncs holds up nobody, and transactions that are
+large, or that undo, to another. Small ones are prepared at once: they take no longer than the way to a
+thread. Engines that are exclusive do everything at once, unless a pack holds their locks. Knows sessions by
+few methods only (see `Client`), so that tests can pass anything that has them.
 """
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ZODB.POSException import ConflictError, ReadOnlyError
 
 from zeoid import limits
-from zeoid.commit.invalidations import InvalidationLog
-from zeoid.commit.transactions import (
+from zeoid.commit.actions import (
     Abandon,
     Action,
+    Commit,
+    Decide,
     Expire,
     Fail,
-    Finish,
     Prepare,
     Publish,
     Reply,
+    State,
     Transaction,
-    Transactions,
 )
-from zeoid.model import Conflict
+from zeoid.commit.invalidations import InvalidationLog
+from zeoid.commit.transactions import Transactions
+from zeoid.model import Conflict, Operation, Undo
 from zeoid.ports import Clock, Engine, Prepared
+from zeoid.ports import Commit as Committing
 from zeoid.server.visible import Visible
+from zeoid.wire.messages import EXTENSIONS
 
 log = logging.getLogger("zeoid.server")
 #: Where people who come from ZEO look for this one line.
@@ -46,9 +52,25 @@ class Client(Protocol):
 
     def refuse(self, transaction: Transaction, problem: Exception) -> None: ...
 
-    def tell(self, name: str, *args: Any) -> None: ...
+    def tell(self, announcement: "Announcement") -> None: ...
+
+    def hold(self) -> None: ...
+
+    def let_go(self) -> None: ...
 
     def drop(self, reason: str) -> None: ...
+
+
+class Announcement:
+    """A one-way call that many clients get: encoded once for each coding."""
+
+    __slots__ = ("args", "encoded", "name")
+
+    def __init__(self, name: str, *args: Any) -> None:
+        self.name = name
+        self.args = args
+        #: The bytes for each coding that was needed.
+        self.encoded: dict[str, bytes] = {}
 
 
 #: What is called with the result of work in a thread, or with the exception.
@@ -78,6 +100,8 @@ class Hosted:
         engine: Engine,
         clock: Clock,
         run_in_thread: RunInThread,
+        run_beside: RunInThread,
+        is_alone: Callable[[], bool],
         on_fatal: Callable[[str], None],
         *,
         read_only: bool = False,
@@ -91,20 +115,30 @@ class Hosted:
         self.visible = Visible(engine)
         self.counts = Counts()
         self.clients: set[Client] = set()
-        self.transactions = Transactions(self.visible.tid, timeout_s=transaction_timeout_s)
+        self.transactions = Transactions(
+            self.visible.tid,
+            exclusive=engine.exclusive,
+            outcomes=engine.outcomes(),
+            timeout_s=transaction_timeout_s,
+        )
         self.invalidations = InvalidationLog(
             self.visible.tid,
             engine.last_invalidations(min(limits.INVALIDATION_LOG_AT_START, invalidation_log_transactions)),
             transactions=invalidation_log_transactions,
         )
+        #: Batches, one after the other; and what may take its time meanwhile.
         self._run_in_thread = run_in_thread
+        self._run_beside = run_beside
+        #: Whether the server has one connection only, which waits for what is done for it.
+        self._is_alone = is_alone
         self._on_fatal = on_fatal
         self._todo: deque[Action] = deque()
         self._performing = False
         self._packing = False
         self._in_thread = 0
         self._failed = ""
-        self._locked_at: float | None = None
+        self._told_size = engine.size_bytes()
+        self._tell_size_s = 0.0
         self._started = time.ctime(clock.time())
 
     # Transactions ---------------------------------------------------------------------------------
@@ -120,13 +154,21 @@ class Hosted:
             self.counts.aborts += 1
             self.perform(self.transactions.abort(client, id, *self._now()))
 
+    def outcome(self, id: bytes, after: bytes, asker: Callable[[bytes | None], None]) -> None:
+        """Tell *asker* the tid of a transaction, or None if it is not committed and never will be."""
+        self.perform(self.transactions.outcome(asker, id, after, *self._now()))
+
     def disconnected(self, client: Client) -> None:
         self.clients.discard(client)
         self.perform(self.transactions.gone(client, *self._now()))
 
     def tick(self) -> None:
-        """Time has passed: see to the deadlines."""
+        """Time has passed: see to the deadlines, and to what happened in the background."""
+        if self.engine.failure and not self._failed:
+            self._fail(f"storage {self.name!r} failed: {self.engine.failure}")
         self.perform(self.transactions.expire(*self._now()))
+        if self.clock.monotonic() >= self._tell_size_s:
+            self._tell_size()
 
     def _now(self) -> tuple[float, float]:
         return self.clock.monotonic(), self.clock.time()
@@ -141,38 +183,42 @@ class Hosted:
             return
         self._performing = True
         try:
-            self._perform_all()
+            while self._todo:
+                self._todo.extend(self._carry_out(self._todo.popleft()))
         finally:
             self._performing = False
-        holder = self.transactions.holder
-        if holder is None:
-            self._locked_at = None
-        elif self._locked_at is None:
-            self._locked_at = self.clock.time()
 
-    def _perform_all(self) -> None:
-        todo = self._todo
-        while todo:
-            match todo.popleft():
-                case Prepare(transaction):
-                    todo.extendleft(reversed(self._prepare(transaction)))
-                case Finish(transaction):
-                    todo.extendleft(reversed(self._finish(transaction)))
-                case Abandon():
-                    self._engine_call(self.engine.abandon, self._abandoned)
-                case Publish(transaction):
-                    self._publish(transaction)
-                case Reply(transaction, value):
-                    transaction.owner.answer(transaction, value)
-                case Fail(transaction, problem):
-                    self.counts.conflicts += isinstance(problem, ConflictError)
-                    transaction.owner.refuse(transaction, problem)
-                case Expire(transaction, state):
-                    self._expire(transaction, state.value)
+    def _carry_out(self, action: Action) -> Sequence[Action]:
+        match action:
+            case Prepare(transaction):
+                return self._prepare(transaction)
+            case Commit(batch):
+                return self._commit(batch)
+            case Publish(transaction):
+                self._publish(transaction)
+            case Reply(transaction, value):
+                transaction.owner.answer(transaction, value)
+            case Fail(transaction, problem):
+                self.counts.conflicts += isinstance(problem, ConflictError)
+                self._log_conflict(transaction, problem)
+                transaction.owner.refuse(transaction, problem)
+            case Decide(asker, tid):
+                asker(tid)
+            case Abandon(transaction):
+                assert transaction.prepared is not None
+                abandoned = transaction.prepared
+                return self._engine_call(lambda: self.engine.abandon(abandoned), self._abandoned)
+            case Expire(transaction, state):
+                self._expire(transaction, state)
+        return ()
 
-    def _prepare(self, transaction: Transaction) -> list[Action]:
+    # The engine's part ----------------------------------------------------------------------------
+
+    def _prepare(self, transaction: Transaction) -> Sequence[Action]:
+        operations, tid = transaction.operations, transaction.tid or None
+
         def work() -> Prepared:
-            return self.engine.prepare(transaction.tid, transaction.info, transaction.operations)
+            return self.engine.prepare(tid, transaction.info, operations)
 
         def done(prepared: Prepared | None, problem: BaseException | None) -> list[Action]:
             if problem is not None:
@@ -181,9 +227,18 @@ class Hosted:
             if prepared.conflicts:
                 return self._conflicted(transaction, list(prepared.conflicts))
             self.counts.conflicts_resolved += transaction.rounds > 0
-            return self.transactions.prepared(transaction, prepared.oids, prepared.resolved, *self._now())
+            return self.transactions.prepared(transaction, prepared, *self._now())
 
+        if not self.engine.exclusive and self._takes_long(operations):
+            return self._beside(work, done)
         return self._engine_call(work, done)
+
+    def _takes_long(self, operations: Sequence[Operation]) -> bool:
+        return (
+            len(operations) > limits.PREPARE_INLINE_OPERATIONS
+            or self.engine.resolves_conflicts
+            or any(type(operation) is Undo for operation in operations)
+        )
 
     def _prepare_failed(self, transaction: Transaction, problem: BaseException) -> list[Action]:
         if not isinstance(problem, Exception):
@@ -194,16 +249,26 @@ class Hosted:
         self.counts.conflicts += 1
         return self.transactions.conflicted(transaction, conflicts, *self._now())
 
-    def _finish(self, transaction: Transaction) -> list[Action]:
+    def _commit(self, batch: Sequence[Transaction]) -> Sequence[Action]:
+        def work() -> None:
+            self.engine.commit(
+                [
+                    Committing(t.tid, t.id if type(t.id) is bytes else b"", t.prepared)  # type: ignore[arg-type]
+                    for t in batch
+                ]
+            )
+
         def done(_: Any, problem: BaseException | None) -> list[Action]:
             if problem is not None:
                 # What is on the disk can't be known: whoever guesses loses data.
-                self._fail(f"storage {self.name!r} failed to finish a transaction: {problem!r}")
+                self._fail(f"storage {self.name!r} failed to commit: {problem!r}")
                 return []
-            self.counts.commits += 1
-            return self.transactions.finished(transaction, self.clock.time())
+            self.counts.commits += len(batch)
+            return self.transactions.committed(batch, self.clock.time())
 
-        return self._engine_call(self.engine.finish, done)
+        if self.engine.exclusive or (self._is_alone() and not self._packing):
+            return self._engine_call(work, done)  # there is nobody whom it could hold up
+        return self._in_commit_thread(work, done, clients=list(self.clients) if len(batch) > 1 else ())
 
     def _abandoned(self, _: Any, problem: BaseException | None) -> list[Action]:
         if problem is not None:
@@ -216,43 +281,95 @@ class Hosted:
 
     def _engine_call(
         self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], list[Action]]
-    ) -> list[Action]:
+    ) -> Sequence[Action]:
         """Have the engine do *work*; the actions that *done* makes of the result now, or () if later."""
         if self._failed:
-            return []
-        if self._packing or self._in_thread:
+            return ()
+        if self.engine.exclusive and (self._packing or self._in_thread):
             # A pack holds the storage's commit lock while it copies what was committed meanwhile. What
             # went to the thread keeps its place before what comes after it.
-            self._in_thread += 1
-
-            def landed(value: Any, problem: BaseException | None) -> None:
-                self._in_thread -= 1
-                self.perform(done(value, problem))
-
-            self._run_in_thread(work, landed)
-            return []
+            return self._in_commit_thread(work, done)
         try:
             value = work()
         except Exception as problem:
             return done(None, problem)
         return done(value, None)
 
+    def _in_commit_thread(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], list[Action]],
+        clients: Sequence[Client] = (),
+    ) -> Sequence[Action]:
+        """As `_engine_call`, later; what *clients* are sent because of it is sent in one piece."""
+        if self._failed:
+            return ()
+        self._in_thread += 1
+
+        def landed(value: Any, problem: BaseException | None) -> None:
+            self._in_thread -= 1
+            for client in clients:
+                client.hold()
+            try:
+                self.perform(done(value, problem))
+            finally:
+                for client in clients:
+                    client.let_go()
+
+        self._run_in_thread(work, landed)
+        return ()
+
+    def _beside(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], list[Action]]
+    ) -> Sequence[Action]:
+        if self._failed:
+            return ()
+        self._in_thread += 1
+
+        def landed(value: Any, problem: BaseException | None) -> None:
+            self._in_thread -= 1
+            self.perform(done(value, problem))
+
+        self._run_beside(work, landed)
+        return ()
+
     def _publish(self, transaction: Transaction) -> None:
-        tid, oids = transaction.tid, list(transaction.oids)
+        assert transaction.prepared is not None
+        tid, oids = transaction.tid, list(transaction.prepared.oids)
         self.invalidations.append(tid, oids)
+        announcement = Announcement("invalidateTransaction", tid, oids)
         for client in list(self.clients):
             if client is not transaction.owner:
-                client.tell("invalidateTransaction", tid, oids)
+                client.tell(announcement)
         self.visible.advance(tid)
-        transaction.owner.tell("info", {"size": self.engine.size_bytes()})
 
-    def _expire(self, transaction: Transaction, state: str) -> None:
+    def _tell_size(self) -> None:
+        """Clients are told of the storage's size when it has changed, if not at every commit."""
+        self._tell_size_s = self.clock.monotonic() + limits.INFO_S
+        size = self.engine.size_bytes()
+        if size != self._told_size and self.clients:
+            self._told_size = size
+            announcement = Announcement("info", {"length": self.engine.count(), "size": size})
+            for client in list(self.clients):
+                client.tell(announcement)
+
+    def _log_conflict(self, transaction: Transaction, problem: Exception) -> None:
+        if isinstance(problem, ConflictError) and problem.oid is not None and problem.serials:
+            committed, read = problem.serials
+            log.info(
+                "%s: conflict on object %s, which is at %s and was read at %s, in %s",
+                transaction.owner.label, problem.oid.hex(), committed.hex(), read.hex(), _told(transaction),
+            )  # fmt: skip
+
+    def _expire(self, transaction: Transaction, state: State) -> None:
         owner: Client = transaction.owner
+        held = () if transaction.claim is None else transaction.claim.oids
+        timeout_s = self.transactions.timeout_s
         timeout_log.critical(
-            "(%s) Transaction timeout after %g seconds: it was %s",
-            owner.label, self.transactions.timeout_s, state,
+            "(%s) Transaction timeout after %g seconds: it was %s, and held %s; %s",
+            owner.label, timeout_s, state.value, _told_oids(held), _told(transaction),
         )  # fmt: skip
-        owner.drop(f"its transaction was not finished in {self.transactions.timeout_s:g} s")
+        owner.drop(f"its transaction was not finished in {timeout_s:g} s")
 
     # Everything else ------------------------------------------------------------------------------
 
@@ -272,6 +389,7 @@ class Hosted:
             "supportsUndo": self.engine.supports_undo,
             "supports_record_iternext": self.engine.supports_record_iteration,
             "interfaces": self.engine.interfaces,
+            "extensions": EXTENSIONS,
         }
 
     def pack_begins(self) -> None:
@@ -280,9 +398,7 @@ class Hosted:
 
     def pack_ended(self) -> None:
         self._packing = False
-        size = {"length": self.engine.count(), "size": self.engine.size_bytes()}
-        for client in list(self.clients):
-            client.tell("info", size)
+        self._tell_size()
 
     @property
     def busy(self) -> bool:
@@ -305,9 +421,27 @@ class Hosted:
             "connections": len(self.clients),
             "last-transaction": self.visible.tid.hex(),
             "loads": counts.loads,
-            "lock_time": self._locked_at,
+            "lock_time": self.transactions.locked_at,
             "start": self._started,
             "stores": counts.stores,
             "timeout-thread-is-alive": True,
             "waiting": self.transactions.waiting,
         }
+
+
+def _told(transaction: Transaction) -> str:
+    """What a transaction is doing, as far as its client said."""
+    info = transaction.info
+    user, description = (_printable(text) for text in (info.user, info.description))
+    return f"a transaction of {user or 'nobody'}: {description or 'no description'}"
+
+
+def _printable(text: bytes) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:200].decode("utf-8", "replace")).strip()
+
+
+def _told_oids(oids: Sequence[bytes]) -> str:
+    if not oids:
+        return "the whole storage"
+    shown = ", ".join(oid.hex() for oid in oids[:5])
+    return f"{len(oids)} objects: {shown}" + (" …" if len(oids) > 5 else "")

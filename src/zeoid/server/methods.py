@@ -5,7 +5,7 @@ checked arguments, and returns the value to reply with, `LATER` (the hosted stor
 work that must not hold up the event loop (`Slow`, `Pack`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ from zeoid.model import (
     TransactionInfo,
     Undo,
 )
+from zeoid.wire import messages
 
 if TYPE_CHECKING:
     from zeoid.server.session import Session
@@ -45,6 +46,14 @@ class Pack:
 
     time: float
     wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A question for the outcome of a transaction that was begun when *after* was the last tid."""
+
+    id: bytes
+    after: bytes
 
 
 def register(session: "Session", storage: str | bytes, read_only: bool) -> bytes:
@@ -199,6 +208,44 @@ def tpc_abort(session: "Session", id: Any) -> None:
     session.hosted.abort(session, id)
 
 
+def operate(
+    session: "Session", id: Any, begin: tuple[Any, ...] | None, operations: Sequence[tuple[Any, ...]]
+) -> None:
+    if begin is not None:
+        tpc_begin(session, id, *begin)
+    for kind, oid, serial, data, same_as in operations:
+        if kind == messages.STORE:
+            operation: Operation = Store(oid, serial or NO_TID, data)
+        elif kind == messages.RESTORE:
+            operation = Restore(oid, data, same_as)
+        elif kind == messages.DELETE:
+            operation = Delete(oid, serial)
+        elif kind == messages.CHECK_CURRENT:
+            operation = CheckCurrent(oid, serial)
+        else:
+            operation = Undo(data)
+        _operate(session, id, operation)
+
+
+def prepare(
+    session: "Session", id: Any, begin: tuple[Any, ...] | None, operations: Sequence[tuple[Any, ...]]
+) -> Any:
+    operate(session, id, begin, operations)
+    return vote(session, id)
+
+
+def outcome(session: "Session", id: bytes, after: bytes) -> Outcome:
+    if session.read_only:
+        raise ReadOnlyError()
+    return Outcome(id, after)
+
+
+def checkpoint(session: "Session") -> Slow:
+    if session.read_only:
+        raise ReadOnlyError()
+    return Slow(session.hosted.engine.checkpoint)
+
+
 # The rest ---------------------------------------------------------------------------------------------
 
 
@@ -256,6 +303,10 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "vote": vote,
     "tpc_finish": tpc_finish,
     "tpc_abort": tpc_abort,
+    "tpc_operate": operate,
+    "tpc_prepare": prepare,
+    "outcome": outcome,
+    "checkpoint": checkpoint,
     "pack": pack,
     "server_status": server_status,
     "set_client_label": set_client_label,
@@ -264,7 +315,9 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
 
 #: The transaction's id is the last argument of these: what is wrong with them breaks the transaction.
 OPERATIONS: Final = frozenset(
-    {"storea", "restorea", "deleteObject", "checkCurrentSerialInTransaction", "undoa"}
+    {"storea", "restorea", "deleteObject", "checkCurrentSerialInTransaction", "undoa", "tpc_operate"}
 )
+#: It is the first argument of these.
+NAMED_FIRST: Final = frozenset({"tpc_operate"})
 #: The hosted storage answers these, when what they ask for has happened.
-ANSWERED_LATER: Final = frozenset({"vote", "tpc_finish"})
+ANSWERED_LATER: Final = frozenset({"vote", "tpc_prepare", "tpc_finish"})

@@ -26,13 +26,10 @@ log = logging.getLogger("zeoid.server")
 
 
 class SystemClock:
-    """The computer's own time."""
+    """The computer's own time. Without methods in between: each commit asks several times."""
 
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
 
 
 class _Transport(asyncio.Protocol):
@@ -151,6 +148,7 @@ class StorageServer:
         transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
         handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S,
         invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
+        resolve_conflicts: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.offer = offer
@@ -167,12 +165,16 @@ class StorageServer:
         self._closed = False
         self.storages: dict[str, Hosted] = {}
         for name, engine in storages.items():
+            if resolve_conflicts:
+                engine.resolve_conflicts()
             commit_thread = self._thread(f"zeoid-commit-{name}")
             self.storages[name] = Hosted(
                 name,
                 engine,
                 clock or SystemClock(),
                 lambda work, done, thread=commit_thread: self._in_thread(thread, work, done),  # type: ignore[misc]
+                self.run_slow,
+                lambda: len(self.connections) <= 1,
                 self._fail,
                 read_only=read_only,
                 transaction_timeout_s=transaction_timeout_s,
@@ -274,7 +276,11 @@ class StorageServer:
         for thread in self._threads:
             thread.shutdown(wait=True)
         for hosted in self.storages.values():
-            hosted.engine.close()
+            try:
+                hosted.engine.close()
+            except OSError as problem:
+                self._failure = f"storage {hosted.name!r} could not be closed: {problem}"
+                log.critical("%s. Nothing that was acknowledged is lost: it is in the journal", self._failure)
         log.info("stopped")
 
     # What sessions need ---------------------------------------------------------------------------

@@ -30,11 +30,20 @@ from ZODB.POSException import (
 )
 
 from zeoid import limits
-from zeoid.commit.transactions import Transaction
+from zeoid.commit.actions import Transaction
 from zeoid.errors import InvalidCall, PeerError, UnsendableValue
-from zeoid.server.hosted import Done, Hosted
+from zeoid.server.hosted import Announcement, Done, Hosted
 from zeoid.server.iterators import Iterators
-from zeoid.server.methods import ANSWERED_LATER, LATER, METHODS, OPERATIONS, Pack, Slow
+from zeoid.server.methods import (
+    ANSWERED_LATER,
+    LATER,
+    METHODS,
+    NAMED_FIRST,
+    OPERATIONS,
+    Outcome,
+    Pack,
+    Slow,
+)
 from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
 from zeoid.wire.messages import SERVER_METHODS, TRANSACTION, Phase
@@ -84,6 +93,7 @@ class Session:
         self._paused = False
         self._gathered: list[bytes] | None = None
         self._gathered_bytes = 0
+        self._held = False
         self._awaited: dict[Any, MessageId] = {}
         self._slow = 0
         #: The storage that this client registered for. There is none before that.
@@ -132,9 +142,7 @@ class Session:
             log.exception("%s: a fault in the server; the connection is closed", self.label)
             self.drop("internal error")
         finally:
-            gathered, self._gathered, self._gathered_bytes = self._gathered, None, 0
-            if gathered and not self._closed:
-                self._send(b"".join(gathered))
+            self._flush()
 
     def _call(self, message_id: MessageId, flag: int, name: str, args: Any) -> None:
         one_way = flag != 0
@@ -161,6 +169,8 @@ class Session:
             self._run_slow(message_id, one_way, name, result)
         elif kind is Pack:
             self._pack(message_id, one_way, result)
+        elif kind is Outcome:
+            self._ask_outcome(message_id, one_way, result)
         elif result is not LATER and not one_way:
             self._reply(message_id, name, result)
 
@@ -181,10 +191,13 @@ class Session:
         """Whether the call was an operation of a transaction, whose vote will fail with *problem* now."""
         if name not in OPERATIONS or not self.registered:
             return False
-        if type(args) not in (tuple, list) or not args or not TRANSACTION.test(args[-1]):
+        if type(args) not in (tuple, list) or not args:
+            return False
+        id = args[0] if name in NAMED_FIRST else args[-1]
+        if not TRANSACTION.test(id):
             return False
         try:
-            self.hosted.transactions.break_(self, args[-1], problem)
+            self.hosted.transactions.break_(self, id, problem)
         except StorageTransactionError:
             return False
         return True
@@ -268,6 +281,16 @@ class Session:
         if not answer_later and not one_way:
             self._reply(message_id, "pack", None)
 
+    def _ask_outcome(self, message_id: MessageId, one_way: bool, asked: Outcome) -> None:
+        def decided(tid: bytes | None) -> None:
+            if not self._closed and not one_way:
+                self._reply(message_id, "outcome", tid)
+
+        try:
+            self.hosted.outcome(asked.id, asked.after, decided)
+        except StorageError as problem:
+            self._failed(message_id, one_way, "outcome", (), problem)
+
     # What goes out --------------------------------------------------------------------------------
 
     def _await_answer(self, id: Any, message_id: MessageId) -> None:
@@ -289,9 +312,31 @@ class Session:
         if message_id is not None and not self._closed:
             self._failed(message_id, False, "vote", (), problem)
 
-    def tell(self, name: str, *args: Any) -> None:
-        if not self._closed:
-            self._write(self._connection.call(name, *args))
+    def tell(self, announcement: Announcement) -> None:
+        if self._closed:
+            return
+        coding = self._connection.protocol
+        data = announcement.encoded.get(coding)
+        if data is None:
+            data = self._connection.call(announcement.name, *announcement.args)
+            announcement.encoded[coding] = data
+        self._write(data)
+
+    def hold(self) -> None:
+        """Gather what is written from now on, until `let_go`."""
+        if self._gathered is None and not self._closed:
+            self._gathered = []
+            self._held = True
+
+    def let_go(self) -> None:
+        if self._held:
+            self._held = False
+            self._flush()
+
+    def _flush(self) -> None:
+        gathered, self._gathered, self._gathered_bytes = self._gathered, None, 0
+        if gathered and not self._closed:
+            self._send(b"".join(gathered))
 
     def _reply(self, message_id: MessageId, name: str, value: Any) -> None:
         try:

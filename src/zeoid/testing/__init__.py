@@ -18,8 +18,12 @@ what a network does once in a million times, a test does every time:
         )
 
 To test an application against a real server, use `zeoid.serve(None)`, which keeps its data in memory.
+
+`FaultyDisk` is a disk for tests of what writes files: it knows what was synced, and makes the directories
+that a power cut could leave.
 """
 
+from zeoid.testing.disk import FaultyDisk
 from zeoid.testing.scripted import INFO, Call, ScriptedConnection, ScriptedServer
 
-__all__ = ["INFO", "Call", "ScriptedConnection", "ScriptedServer"]
+__all__ = ["INFO", "Call", "FaultyDisk", "ScriptedConnection", "ScriptedServer"]

@@ -94,12 +94,14 @@ class ScriptedConnection:
         coding: str = "Z5",
         info: Mapping[str, Any] = INFO,
         missed: tuple[bytes, Sequence[bytes]] | None = None,
+        extensions: Sequence[str] = (),
     ) -> Call:
         """Go through all that a client asks before it uses a connection; its call of `register`.
 
         tid: the last transaction.
         missed: the answer to `getInvalidations`, if the client has been here before: the last tid and the
             oids that it missed; None for "too much to tell".
+        extensions: the methods that this server knows beyond ZEO's.
         """
         self.offer(coding)
         register = self.expect("register")
@@ -108,7 +110,7 @@ class ScriptedConnection:
         if call.name == "getInvalidations":
             self.answer(call, missed)
             call = self.expect("get_info")
-        self.answer(call, dict(info))
+        self.answer(call, {**info, "extensions": list(extensions)} if extensions else dict(info))
         return register
 
     # What the client does -------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Owns what a call must look like: who may call it, in which phase, with which arguments, and whether it may
 be sent one-way. Knows nothing of how a method is carried out. `docs/protocol.md` is checked against it.
-Source: the methods of ZEO 5 and 6, as their servers register them.
+Source: the methods of ZEO 5 and 6, as their servers register them. Those marked `extension` are ours:
+a client may call one only on a server whose reply to `get_info` names it.
 """
 
 from collections.abc import Callable
@@ -87,6 +88,62 @@ MAPPING: Final = Kind("dictionary", lambda value: type(value) is dict)
 TRANSACTION: Final = Kind(
     "transaction id", lambda value: _is_integer(value) or (type(value) in (str, bytes) and len(value) <= 64)
 )
+#: One that must be unique, because it names the transaction on any connection.
+CLIENT_MADE: Final = Kind("client-made id", lambda value: type(value) is bytes and 0 < len(value) <= 64)
+
+#: The kinds of an operation of `tpc_prepare`.
+STORE, RESTORE, DELETE, CHECK_CURRENT, UNDO = range(5)
+
+
+def _is_beginning(value: Any) -> bool:
+    """Whether it is (user, description, extension, tid or None, status)."""
+    if type(value) not in (tuple, list) or len(value) != 5:
+        return False
+    user, description, extension, tid, status = value
+    return (
+        type(user) in (bytes, str)
+        and type(description) in (bytes, str)
+        and type(extension) is dict
+        and (not extension or _is_plain(extension))
+        and (tid is None or _is_eight_bytes(tid))
+        and STATUS.test(status)
+    )
+
+
+def _are_operations(value: Any) -> bool:
+    """Whether it is a sequence of (kind, oid, serial, data, same_as), each as its kind wants it.
+
+    Every store of a commit comes through here: no call for each part.
+    """
+    if type(value) is not list and type(value) is not tuple:
+        return False
+    for operation in value:
+        if (type(operation) is not tuple and type(operation) is not list) or len(operation) != 5:
+            return False
+        kind, oid, serial, data, same_as = operation
+        if type(kind) is not int:
+            return False
+        if kind == UNDO:
+            if oid is not None or serial is not None or same_as is not None or type(data) is not bytes:
+                return False
+            continue
+        if type(oid) is not bytes or len(oid) != 8:
+            return False
+        if (type(serial) is not bytes or len(serial) != 8) and (serial is not None or kind != STORE):
+            return False
+        if kind == STORE:
+            sound = type(data) is bytes and same_as is None
+        elif kind == RESTORE:
+            sound = (data is None or type(data) is bytes) and (same_as is None or _is_eight_bytes(same_as))
+        else:
+            sound = kind in (DELETE, CHECK_CURRENT) and data is None and same_as is None
+        if not sound:
+            return False
+    return True
+
+
+BEGINNING: Final = Kind("beginning", _is_beginning)
+OPERATIONS: Final = Kind("operations", _are_operations)
 
 
 def _or_none(kind: Kind) -> Kind:
@@ -103,6 +160,8 @@ class Method:
     phase: Phase = Phase.REGISTERED
     access: Access = Access.READ
     summary: str = ""
+    #: Whether stock servers don't know it, so that they must not be asked.
+    extension: bool = False
     #: Whether the arguments are oids and tids only, as a load's are: they are tested without a call for each.
     all_eight_bytes: bool = field(init=False)
 
@@ -166,6 +225,8 @@ _id = ("transaction", TRANSACTION)
 _oid = ("oid", OID)
 _serial = ("serial", TID)
 _data = ("data", DATA)
+_begin = ("begin", _or_none(BEGINNING))
+_operations = ("operations", OPERATIONS)
 
 #: What a client may call on a server.
 SERVER_METHODS: Final = _table(
@@ -206,6 +267,15 @@ SERVER_METHODS: Final = _table(
     Method("server_status", (), 0, _P, _R, "the thirteen figures that ZEO reports"),
     Method("set_client_label", (("label", TEXT),), 0, _P, _R, "a name for the log"),
     Method("ping", (), 0, _P, _R, "nothing, in order"),
+    Method("tpc_prepare", (_id, _begin, _operations), 0, _P, _W,
+           "begin unless that was done, do the operations, and vote", extension=True),
+    Method("tpc_operate", (_id, _begin, _operations), 0, _P, _W,
+           "a first part of what is too much for one `tpc_prepare`", extension=True),
+    Method("outcome", (("transaction", CLIENT_MADE), ("after", TID)), 0, _P, _W,
+           "the tid that a transaction was committed with, or None: it is not, and never will be",
+           extension=True),
+    Method("checkpoint", (), 0, _P, _A,
+           "bring the storage's own files up to date; the reply is the tid reached", extension=True),
 )  # fmt: skip
 
 #: What a server may call, one-way, on a client.
@@ -214,3 +284,6 @@ CLIENT_METHODS: Final = _table(
            summary="a transaction was committed; it wrote these objects"),
     Method("info", (("info", MAPPING),), summary="the storage's length and size have changed"),
 )  # fmt: skip
+
+#: What a server knows beyond ZEO's methods; the reply to `get_info` names them.
+EXTENSIONS: Final = tuple(method.name for method in SERVER_METHODS.values() if method.extension)

@@ -1,0 +1,32 @@
+"""What a client made of the conflicts that it was told, as operations of its transaction.
+
+Owns where a resolved store goes: in the place of the store that met the conflict, or behind the undo that did
+it, so that what the transaction does next finds it.
+"""
+
+from zeoid.commit.actions import Transaction
+from zeoid.model import Store
+
+
+def note(transaction: Transaction, resolved: Store) -> None:
+    """*resolved* answers the conflict of its object."""
+    conflict = transaction.conflicts.pop(resolved.oid)
+    serial = conflict.current or conflict.committed
+    if resolved.serial == conflict.read:
+        serial = conflict.read  # the old store again, which resolves nothing: it meets the conflict again
+    transaction.resolutions.append((conflict, Store(resolved.oid, serial, resolved.data)))
+
+
+def apply(transaction: Transaction) -> None:
+    """Before it is prepared again."""
+    operations = transaction.operations
+    for conflict, resolved in sorted(transaction.resolutions, key=lambda each: -each[0].position):
+        position = conflict.position
+        if position < 0:
+            stores = (isinstance(each, Store) and each.oid == resolved.oid for each in operations)
+            position = list(stores).index(True)
+        if isinstance(operations[position], Store):
+            operations[position] = resolved
+        else:
+            operations.insert(position + 1, resolved)
+    transaction.resolutions.clear()
