@@ -334,8 +334,8 @@ def test_a_fault_that_cant_be_sent_as_it_is(odd: Odd, coding: str) -> None:
 def test_an_answer_that_no_client_would_take(house: MemoryHouse, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients have a limit, too: such an answer would cost them the connection."""
     peer = house.peer()
-    peer.commit(A, data=b"x" * 1000)
-    monkeypatch.setattr(limits, "FRAME_BYTES", 500)
+    peer.commit(A, data=b"x" * 70_000)
+    monkeypatch.setattr(limits, "FRAME_BYTES", 66_000)
     with pytest.raises(StorageError, match="too large to be sent"):
         peer.ask("loadBefore", A, MAX_TID)
     assert peer.ask("ping") is None

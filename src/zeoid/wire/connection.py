@@ -84,10 +84,6 @@ class ServerConnection(_Connection):
 
     def receive(self, data: bytes) -> list[Message]:
         """The calls that *data* completes, in order, without heartbeats. PeerError ends the connection."""
-        if len(data) == loads.REQUEST_BYTES and self._loads_are_records and not self._reader.rest:
-            load = loads.read_request(data)
-            if load is not None:
-                return [load]
         calls: list[Message] = []
         try:
             for payload in self._reader.feed(data):
@@ -107,6 +103,12 @@ class ServerConnection(_Connection):
             self.close()
             raise
         return calls
+
+    def receive_load(self, data: bytes) -> tuple[int, bytes, bytes] | None:
+        """What *data*, of `loads.REQUEST_BYTES`, asks for: id, oid and tid. None: `receive` has to tell."""
+        if self._loads_are_records and not self._reader.rest:
+            return loads.read_request(data)
+        return None
 
     def reply(self, message_id: MessageId, value: Any) -> bytes:
         """The bytes of a reply. UnsendableValue when *value* can't be sent."""
@@ -153,6 +155,12 @@ class ClientConnection(_Connection):
 
     def receive(self, data: bytes) -> list[Delivery]:
         """Replies with their slots and the server's calls, in order. PeerError ends the connection."""
+        if self._loads_are_records and not self._reader.rest:
+            reply = loads.read_reply(data)
+            if reply is not None:
+                slot = self._pending.pop(reply[0], None)
+                if slot is not None:
+                    return [(slot, 0, REPLY, reply[1])]
         deliveries: list[Delivery] = []
         try:
             for payload in self._reader.feed(data):
