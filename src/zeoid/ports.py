@@ -4,10 +4,9 @@ Owns no behaviour. An adapter is named after what it adapts and lives in `engine
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zeoid.model import Conflict, Operation, Revision, TransactionInfo
+from zeoid.model import Conflict, Operation, Revision, TransactionInfo, frozen
 
 
 class Clock(Protocol):
@@ -150,7 +149,7 @@ class Prepared:
         self.size_bytes = size_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Commit:
     """One transaction of a batch: its tid, and its client-made id (empty if the client made none)."""
 
@@ -159,7 +158,7 @@ class Commit:
     prepared: Prepared
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcomes:
     """The client-made ids of the latest transactions that were committed, oldest first, with their tids.
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from zeoid.commit.locks import Claim
-from zeoid.model import Conflict, Operation, Store, TransactionInfo
+from zeoid.model import Conflict, Operation, Store, TransactionInfo, frozen
 from zeoid.ports import Prepared
 
 
@@ -52,35 +52,35 @@ class Transaction:
     askers: list[Any] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepare:
     """Have the engine prepare it; report `prepared`, `conflicted` or `failed`."""
 
     transaction: Transaction
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Commit:
     """Have the engine make these durable; report `committed`. If that fails, the storage can't go on."""
 
     batch: Sequence[Transaction]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Abandon:
     """Have the engine forget what it prepared."""
 
     transaction: Transaction
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Publish:
     """The transaction is durable: show its tid to readers and tell every client but its owner."""
 
     transaction: Transaction
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """Answer the owner's vote or finish."""
 
@@ -88,7 +88,7 @@ class Reply:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fail:
     """Answer the owner's vote or finish with an error."""
 
@@ -96,7 +96,7 @@ class Fail:
     problem: Exception
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expire:
     """The owner kept its locks for too long: log it and drop its connection."""
 
@@ -104,7 +104,7 @@ class Expire:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decide:
     """Answer who asked for an outcome: the tid, or None for what is not committed and never will be."""
 

@@ -6,7 +6,7 @@ storage sections, `%import`s and an `<eventlog>`. Owns its reading; knows nothin
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from zeoid import limits
 from zeoid.addresses import DEFAULT_PORT, Address, TcpAddress, UnixAddress
 from zeoid.engines.opening import check_data_file, open_filestorage, open_memory, open_storage
 from zeoid.errors import ConfigurationError
+from zeoid.model import frozen
 from zeoid.ports import Engine
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServingOptions:
     """Everything `zeoid serve` needs to know. Storages are opened by calling what stands for them."""
 

@@ -24,7 +24,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from zeoid import limits
@@ -32,6 +31,7 @@ from zeoid.engines.datafile import lay_out, tid_that_ends_at
 from zeoid.engines.disk import Disk
 from zeoid.engines.journal import Base, Batch, Direct, Journal, LoggedTransaction, OidMark, Place
 from zeoid.engines.records import DataFile
+from zeoid.model import frozen
 
 #: So much is put together for one write.
 _PIECE_BYTES = 1024 * 1024
@@ -306,7 +306,7 @@ class Appender:
             yield
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Tail:
     """Transactions as they will stand at the file's end."""
 

@@ -11,11 +11,10 @@ the top of ZODB.FileStorage.format. A test compares its bytes with FileStorage's
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-from zeoid.model import NO_TID
+from zeoid.model import NO_TID, frozen
 
 #: oid, tid, position of the previous record, position of its transaction, (unused), length of the data
 RECORD_HEADER: Final = Struct(">8s8sQQHQ")
@@ -31,7 +30,7 @@ UNFINISHED: Final = b"c"
 FIELD_LIMIT_BYTES: Final = 65_535
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LaidOut:
     """A transaction as it will stand in the file from some position on: its bytes, its length with all that
     belongs to it, and where its records will be."""

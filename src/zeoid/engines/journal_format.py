@@ -6,13 +6,13 @@ may come from a disk that lost or mangled it, so nothing is believed before its 
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final
 
 import msgpack
 
 from zeoid.errors import ConfigurationError
+from zeoid.model import frozen
 
 MAGIC: Final = b"ZeoidLog"
 VERSION: Final = 1
@@ -29,7 +29,7 @@ PAYLOAD_LIMIT_BYTES: Final = 2**32 - 1
 # What is remembered ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Record:
     """One object's new state. *data* None: it ceases to be. *same_as*: an earlier tid with the same data."""
 
@@ -38,7 +38,7 @@ class Record:
     same_as: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoggedTransaction:
     """One committed transaction. *id* was made by its client, and is empty if that made none; *extension* is
     as the data file will hold it; *status* is one character."""
@@ -52,14 +52,14 @@ class LoggedTransaction:
     records: tuple[Record, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Batch:
     """Transactions that became durable together, in the order of their tids."""
 
     transactions: tuple[LoggedTransaction, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A data file that is durable up to *length*, where its last transaction is *tid*."""
 
@@ -67,7 +67,7 @@ class Place:
     tid: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Base:
     """What came before is durable in the data file, which is at one of these places.
 
@@ -77,14 +77,14 @@ class Base:
     places: tuple[Place, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OidMark:
     """Oids up to this one may have been handed out."""
 
     oid: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Direct:
     """A large transaction is about to be written to the data file itself, *length* bytes at *position*.
 
@@ -97,7 +97,7 @@ class Direct:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Head:
     """The first record of a segment: what the segments before it would tell, so that they can be recycled.
 
@@ -283,7 +283,7 @@ def _number(value: Any) -> int:
 # Headers and records -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     """The beginning of a segment: the journal's name (16 bytes), the segment, its first sequence number."""
 
@@ -329,7 +329,7 @@ def framed(mark: bytes, sequence: int, payloads: Iterable[bytes]) -> list[bytes]
     return parts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Framed:
     """A whole record: where it is, its number, how many of the same append come before it, its payload."""
 

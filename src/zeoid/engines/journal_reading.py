@@ -7,7 +7,6 @@ missing, and nothing else. A bad record followed by a whole one of a later appen
 
 import os
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from zeoid import limits
@@ -31,6 +30,7 @@ from zeoid.engines.journal_format import (
     records_after,
 )
 from zeoid.errors import ConfigurationError
+from zeoid.model import frozen
 
 SUFFIX: Final = ".log"
 _DIGITS: Final = 16
@@ -50,7 +50,7 @@ class JournalDamaged(ConfigurationError):
         self.sequence = sequence
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tail:
     """What an interrupted append left: *size* bytes at *offset* of *segment*."""
 
@@ -59,7 +59,7 @@ class Tail:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Segment:
     """One file of the journal. *state* is "in use", "obsolete" (before the newest Base) or "spare"."""
 
@@ -68,7 +68,7 @@ class Segment:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class End:
     """Where the next record goes, and its number. *last_append* is where the newest append begins."""
 
@@ -78,7 +78,7 @@ class End:
     last_append: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Contents:
     """A journal as it was found.
 
@@ -203,7 +203,7 @@ def segment_numbers(directory: StrPath, disk: Disk) -> list[int]:
     return sorted(int(stem) for stem in stems if len(stem) == _DIGITS and stem.isascii() and stem.isdigit())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scan:
     """A begun segment's records, up to the first that isn't whole and the next one in order."""
 

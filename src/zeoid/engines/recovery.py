@@ -20,7 +20,6 @@ nothing is thrown away that could be of use, it goes to a file in the journal's 
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from persistent.TimeStamp import TimeStamp
 
@@ -28,7 +27,7 @@ from zeoid.engines.datafile import LENGTH, RECORD_HEADER, TRANSACTION_HEADER, ti
 from zeoid.engines.disk import Disk
 from zeoid.engines.journal import Batch, Contents, Direct, Journal, LoggedTransaction, Place
 from zeoid.errors import ConfigurationError
-from zeoid.model import NO_TID
+from zeoid.model import NO_TID, frozen
 
 log = logging.getLogger("zeoid.server")
 _COPY_BYTES = 1024 * 1024
@@ -39,7 +38,7 @@ def journal_directory(path: str) -> str:
     return f"{path}.journal"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settled:
     """What there is to do once the data file is open."""
 

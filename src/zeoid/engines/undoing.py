@@ -12,13 +12,12 @@ and restore, which a test compares; only conflicts are told instead of being res
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ZODB.POSException import MultipleUndoErrors, UndoError
 
 from zeoid.engines.records import DataFile, RecordHeader
-from zeoid.model import Conflict
+from zeoid.model import Conflict, frozen
 
 #: (oid, data or None if the object ceases to be, tid of an earlier revision that is the same or None)
 Written = tuple[bytes, bytes | None, bytes | None]
@@ -31,7 +30,7 @@ class Pending(NamedTuple):
     same_as: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Undone:
     """The records that an undo writes, and the objects for which that is up to their class."""
 

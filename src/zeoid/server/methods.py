@@ -6,7 +6,6 @@ work that must not hold up the event loop (`Slow`, `Pack`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ZODB.POSException import ReadOnlyError
@@ -23,6 +22,7 @@ from zeoid.model import (
     Store,
     TransactionInfo,
     Undo,
+    frozen,
 )
 from zeoid.wire import messages
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 LATER: Final = object()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slow:
     """Work for a thread; its result is the reply."""
 
     work: Callable[[], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pack:
     """A pack of the session's storage, up to *time* (seconds since the epoch)."""
 
@@ -48,7 +48,7 @@ class Pack:
     wait: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """A question for the outcome of a transaction that was begun when *after* was the last tid."""
 

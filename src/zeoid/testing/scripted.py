@@ -12,11 +12,11 @@ import struct
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 from zeoid.errors import PeerError
+from zeoid.model import frozen
 from zeoid.wire.codec import ONE_WAY, MessageId
 from zeoid.wire.connection import ServerConnection
 
@@ -37,7 +37,7 @@ _READ_BYTES: Final = 64 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """A call by the client."""
 

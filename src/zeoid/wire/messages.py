@@ -7,13 +7,13 @@ a client may call one only on a server whose reply to `get_info` names it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Final
 
 from zeoid import limits
 from zeoid.errors import InvalidCall
-from zeoid.model import UndoPrefix
+from zeoid.model import UndoPrefix, frozen
 
 
 class Phase(Enum):
@@ -34,7 +34,7 @@ class Access(Enum):
 Check = Callable[[Any], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kind:
     """The kind of an argument: its name as documented, and the test it must pass."""
 
@@ -150,7 +150,7 @@ def _or_none(kind: Kind) -> Kind:
     return Kind(f"{kind.name} or None", lambda value: value is None or kind.test(value))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Method:
     """One row of the table. The last *optional* arguments may be left out."""
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from zeoid import limits
 from zeoid.errors import UndecodableMessage, UnsendableValue
-from zeoid.model import UndoPrefix
+from zeoid.model import UndoPrefix, frozen
 
 _MARK: Final = object()
 
@@ -30,7 +30,7 @@ class Instance:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Global:
     name: str
 
