@@ -27,7 +27,7 @@ _Class = TypeVar("_Class")
 def frozen(cls: type[_Class]) -> type[_Class]:
     """Make a class one of values, which are equal when their fields are, and never change.
 
-    That they don't change is seen to by mypy. One that is frozen at run time as well takes four times as long to
+    That they don't is seen to by mypy. One that is frozen at run time as well takes four times as long to
     make, and a dozen are made for each commit.
     """
     return dataclass(slots=True, unsafe_hash=True)(cls)

@@ -851,7 +851,7 @@ def test_extensions_of_a_later_version(scene: Scene) -> None:
     assert begins_with(storage, connection).name == "tpc_begin"
     channel = storage._link.ready
     assert channel is not None
-    assert storage._link.extensions(channel) == frozenset()
+    assert channel.extensions == frozenset()
 
 
 @pytest.mark.parametrize("extensions", [None, "tpc_prepare", 5, {"tpc_prepare": 1}], ids=repr)

@@ -70,7 +70,7 @@ class Database:
 
     @property
     def journal(self) -> Journal:
-        journal: Journal = self.appender._journal
+        journal: Journal = self.appender.journal
         return journal
 
     @property

@@ -387,7 +387,7 @@ def test_a_checkpoint_makes_the_data_file_complete_by_itself(database: Database,
     assert database.engine.checkpoint() == last
     contents = contents_of(database.path)
     assert (contents.entries, contents.base.places[0].tid) == ([], last)
-    assert database.appender.unsettled_bytes == 0
+    assert database.appender.journal.unsettled_bytes == 0
     shutil.copy(database.path, tmp_path / "Data.fs")
     assert in_stock_storage(tmp_path / "Data.fs") == database.told()
 
@@ -413,10 +413,10 @@ def test_a_clean_stop_leaves_nothing_in_the_journal(path: Path, start: Start, no
     assert in_file(path) == told
 
 
-def noticing(database: Database, name: str) -> threading.Event:
-    """Set as soon as the appender has done that."""
+def noticing(of: Any, name: str) -> threading.Event:
+    """Set as soon as it has done that."""
     done = threading.Event()
-    method = getattr(database.appender, name)
+    method = getattr(of, name)
 
     def noticed() -> Any:
         try:
@@ -424,7 +424,7 @@ def noticing(database: Database, name: str) -> threading.Event:
         finally:
             done.set()
 
-    setattr(database.appender, name, noticed)
+    setattr(of, name, noticed)
     return done
 
 
@@ -433,7 +433,7 @@ def test_a_checkpoint_when_the_journal_has_grown(
 ) -> None:
     monkeypatch.setattr(limits, "CHECKPOINT_BYTES", 5000)
     database = start(path)
-    done = noticing(database, "checkpoint")
+    done = noticing(database.appender, "checkpoint")
     database.store(A, data=b"x" * 3000)
     assert not done.is_set()
     database.store(B, data=b"x" * 3000)
@@ -445,7 +445,7 @@ def test_a_checkpoint_when_the_journal_has_grown(
 def test_a_checkpoint_when_it_is_time(path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CHECKPOINT_S", 0.01)
     database = start(path)
-    done = noticing(database, "checkpoint")
+    done = noticing(database.appender, "checkpoint")
     database.store(A)
     assert done.wait(30)
     database.close()
@@ -456,9 +456,9 @@ def test_no_checkpoint_where_nothing_was_committed(
 ) -> None:
     monkeypatch.setattr(limits, "CHECKPOINT_S", 0.001)
     database = start(path)
-    checkpoint = noticing(database, "checkpoint")
+    checkpoint = noticing(database.appender, "checkpoint")
     for _ in range(3):  # the thread has come round
-        assert noticing(database, "make_spare").wait(30)
+        assert noticing(database.appender.journal, "prepare_spare").wait(30)
     assert not checkpoint.is_set()
     database.close()
 
@@ -468,7 +468,7 @@ def test_a_spare_segment_is_made_ahead_of_need(
 ) -> None:
     monkeypatch.setattr(limits, "CHECKPOINT_S", 0.001)
     database = start(path)
-    assert noticing(database, "make_spare").wait(30)
+    assert noticing(database.appender.journal, "prepare_spare").wait(30)
     assert len(list(Path(f"{path}.journal").iterdir())) == 2
     database.close()
 
@@ -635,7 +635,7 @@ def test_a_pack_with_nothing_to_remove(database: Database) -> None:
     database.pack(1)
     database.store(ROOT)
     database.pack(1)
-    assert database.appender.unsettled_bytes == 0
+    assert database.appender.journal.unsettled_bytes == 0
     database.store(ROOT)
     assert len(database.told()) == 2
 

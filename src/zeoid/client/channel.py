@@ -84,6 +84,10 @@ class Channel:
         self._seen_s = _monotonic()
         self._dead: BaseException | None = None
         self._on_death: Callable[[BaseException], None] | None = None
+        #: Whether calls can be made. Once it is not it never will be.
+        self.alive = True
+        #: What the server knows beyond ZEO's methods, as far as whoever opened this has found out.
+        self.extensions: frozenset[str] = frozenset()
 
     # Opening --------------------------------------------------------------------------------------
 
@@ -122,10 +126,6 @@ class Channel:
     def offered(self) -> str:
         """What the server offered: M5, Z5, or nothing yet."""
         return self._connection.offered
-
-    @property
-    def alive(self) -> bool:
-        return self._dead is None
 
     # Calling --------------------------------------------------------------------------------------
 
@@ -463,6 +463,7 @@ class Channel:
             if self._dead is not None:
                 return
             self._dead = problem
+            self.alive = False
         self._stream.shutdown()  # wakes whoever reads it
         with self._roles:
             waiting = list(self._waiting)
@@ -485,6 +486,7 @@ class Channel:
     def abandon(self) -> None:
         """Forget a connection that belongs to the process this one was forked from: no byte is sent."""
         self._dead = Disconnected("the connection belongs to the parent process")
+        self.alive = False
         self._stream.close()
 
     def _raise_if_dead(self) -> None:

@@ -329,7 +329,6 @@ class Commit:
     def outcome(
         self,
         unknown: OutcomeUnknown,
-        extensions: Callable[[Channel], Collection[str]],
         repeatedly: Callable[[Callable[[Channel, float], Any]], Any],
         learned: Applied,
     ) -> bytes:
@@ -338,7 +337,7 @@ class Commit:
         *repeatedly* does something on the next connection until one answers or it is too late. Disconnected
         when the transaction is not committed; *unknown* when that can't be found out.
         """
-        if "outcome" not in extensions(self._way.channel) or not isinstance(self._way, Extended):
+        if "outcome" not in self._way.channel.extensions or not isinstance(self._way, Extended):
             raise unknown
 
         def hook(_: Any, tid: Any) -> Any:
@@ -349,7 +348,7 @@ class Commit:
             return tid
 
         def ask(channel: Channel, left_s: float) -> Any:
-            if "outcome" not in extensions(channel):
+            if "outcome" not in channel.extensions:
                 raise ServerError(f"{channel.peer} can't be asked for its outcome")
             return channel.call("outcome", (self._way.id, self._after), left_s, hook=hook)
 

@@ -34,7 +34,6 @@ from zeoid.model import NO_TID
 from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
 
 log = logging.getLogger("zeoid.client")
-_NONE: frozenset[str] = frozenset()
 
 
 class State(Enum):
@@ -94,8 +93,6 @@ class Link:
         self.ready: Channel | None = None
         #: Everything that is open, or being opened.
         self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-        #: What the server at the other end of each knows beyond ZEO's methods.
-        self._extensions: weakref.WeakKeyDictionary[Channel, frozenset[str]] = weakref.WeakKeyDictionary()
         self._found_writer: tuple[Channel, Address, bytes] | None = None
         self._seeking = False
         self._plain: set[Address] = set()
@@ -154,10 +151,6 @@ class Link:
         if self.closed:
             raise Disconnected("the storage is closed")
         raise self._no_connection(timeout_s)
-
-    def extensions(self, channel: Channel) -> frozenset[str]:
-        """The methods beyond ZEO's that may be called on *channel*: the next server may know others."""
-        return self._extensions.get(channel, _NONE)
 
     def _no_connection(self, timeout_s: float) -> TimedOut:
         reason = str(self._failure or self._names())
@@ -303,7 +296,7 @@ class Link:
                     channel.encode_one_way("set_client_label", (self._label,)), self._connect_timeout_s
                 )
             self._on_connected(info)
-            self._extensions[channel] = _extensions(info)
+            channel.extensions = _extensions(info)
             for name, args in channel.listen(self._on_call, partial(self._lost, channel)):
                 self._on_early_call(name, args)
         except Exception as problem:

@@ -137,7 +137,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         """What a forked child has of its own."""
         #: Transactions that have a turn, by the id() of their object: stock servers know one at a time.
         self._turns: set[int] = set()
-        self._turn_over = threading.Condition(threading.Lock())
+        self._turns_lock = threading.Lock()
+        self._turn_over = threading.Condition(self._turns_lock)
+        self._waiting_for_turn = 0
         self._commits: dict[int, Commit] = {}
         self._numbers = itertools.count(1)
         #: With a number behind it, a transaction's id that no other client ever makes.
@@ -370,17 +372,21 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         left_s = self._timeout_s
         deadline_s = time.monotonic() + left_s
         while True:
-            channel = self._link.channel(left_s)
-            extended = "tpc_prepare" in self._link.extensions(channel)
+            channel = self._link.ready or self._link.channel(left_s)
+            extended = "tpc_prepare" in channel.extensions
             most = limits.TRANSACTIONS_PER_CONNECTION if extended else 1
-            with self._turn_over:
+            with self._turns_lock:
                 if len(self._turns) < most:
                     self._turns.add(id(transaction))
                     return channel, extended
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
-                self._turn_over.wait(left_s)
+                self._waiting_for_turn += 1
+                try:
+                    self._turn_over.wait(left_s)
+                finally:
+                    self._waiting_for_turn -= 1
 
     def _committing(self, transaction: Any) -> Commit:
         if self._link.read_only:
@@ -391,9 +397,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return commit
 
     def _end(self, transaction: Any) -> None:
-        with self._turn_over:
+        with self._turns_lock:
             self._turns.discard(id(transaction))
-            self._turn_over.notify()  # also when it had none: it may have been told, and leave it to the next
+            if self._waiting_for_turn:
+                # Also when it had no turn: it may have been told of one, and leaves that to the next.
+                self._turn_over.notify()
         self._commits.pop(id(transaction), None)
 
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
@@ -444,7 +452,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         except OutcomeUnknown as unknown:
             return commit.outcome(
                 unknown,
-                self._link.extensions,
                 self._repeatedly,
                 lambda tid: view.learned(tid, commit.written, f),
             )
@@ -481,7 +488,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         ServerError if the server knows no checkpoints. There is no deadline but the life of the connection.
         """
         channel = self._link.channel(self._timeout_s)
-        if "checkpoint" not in self._link.extensions(channel):
+        if "checkpoint" not in channel.extensions:
             raise ServerError("this server knows no checkpoints")
         tid: bytes = channel.call("checkpoint", (), limits.PACK_TIMEOUT_S)
         return tid

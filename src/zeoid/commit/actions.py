@@ -34,6 +34,8 @@ class Transaction:
     info: TransactionInfo
     state: State = State.STORING
     operations: list[Operation] = field(default_factory=list)
+    #: Whether an undo is among them.
+    undoes: bool = False
     size_bytes: int = 0
     broken: Exception | None = None
     rounds: int = 0

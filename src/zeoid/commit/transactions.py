@@ -56,7 +56,7 @@ from zeoid.commit.actions import (
 from zeoid.commit.locks import Claim, Locks
 from zeoid.commit.outcomes import DecidedOutcomes
 from zeoid.commit.tids import next_tid
-from zeoid.model import CheckCurrent, Conflict, Delete, Operation, Restore, Store, TransactionInfo, Undo
+from zeoid.model import CheckCurrent, Conflict, Operation, Restore, Store, TransactionInfo, Undo
 from zeoid.ports import Outcomes, Prepared
 
 #: What an operation takes in memory besides its data, so that many small ones count, too.
@@ -108,8 +108,8 @@ class Transactions:
                 problem = StorageTransactionError("this transaction was begun before, or is over")
             self._add(Transaction(owner, id, info, broken=problem))
 
-    def operate(self, owner: Any, id: Hashable, operation: Operation) -> None:
-        """Gather an operation. Whatever is wrong with it breaks the transaction.
+    def operate(self, owner: Any, id: Hashable, *operations: Operation) -> None:
+        """Gather operations. Whatever is wrong with them breaks the transaction.
 
         StorageTransactionError when it belongs to none and the owner has too many.
         """
@@ -118,9 +118,11 @@ class Transactions:
             early = StorageTransactionError("an operation before tpc_begin")
             self._add(Transaction(owner, id, _NOTHING, broken=early))
         elif transaction.state is State.STORING:
-            self._gather(transaction, operation)
+            if transaction.broken is None and self._has_room(transaction, operations):
+                transaction.operations += operations
         elif transaction.state is State.RESOLVING:
-            self._resolve(transaction, operation)
+            for operation in operations:
+                self._resolve(transaction, operation)
         elif transaction.broken is None:
             transaction.broken = StorageTransactionError("an operation after the vote")
 
@@ -267,10 +269,11 @@ class Transactions:
         """The engine has the batch durable. The next one goes first: the disk need not wait."""
         self.last_tid = batch[-1].tid
         self._in_flight = False
-        actions = self._next_batch(time_s)
+        actions = self._next_batch(time_s) if self._gathering else []
         for transaction in batch:
-            actions += [Publish(transaction), Reply(transaction, transaction.tid)]
-            actions += [Decide(asker, transaction.tid) for asker in transaction.askers]
+            actions += (Publish(transaction), Reply(transaction, transaction.tid))
+            if transaction.askers:
+                actions += [Decide(asker, transaction.tid) for asker in transaction.askers]
             if type(transaction.id) is bytes:
                 self._outcomes.note(transaction.id, transaction.tid)
         for transaction in batch:
@@ -332,14 +335,14 @@ class Transactions:
             raise StorageTransactionError("no such transaction: it was not begun, or is over")
         return transaction
 
-    def _gather(self, transaction: Transaction, operation: Operation) -> None:
-        if transaction.broken is None and self._has_room(transaction, operation):
-            transaction.operations.append(operation)
-
-    def _has_room(self, transaction: Transaction, operation: Operation) -> bool:
-        transaction.size_bytes += _OPERATION_BYTES
-        if isinstance(operation, (Store, Restore)) and operation.data is not None:
-            transaction.size_bytes += len(operation.data)
+    def _has_room(self, transaction: Transaction, operations: Sequence[Operation]) -> bool:
+        transaction.size_bytes += _OPERATION_BYTES * len(operations)
+        for operation in operations:
+            if isinstance(operation, (Store, Restore)):
+                if operation.data is not None:
+                    transaction.size_bytes += len(operation.data)
+            elif isinstance(operation, Undo):
+                transaction.undoes = True
         if transaction.size_bytes <= self._transaction_bytes:
             return True
         transaction.broken = StorageError(f"the transaction is larger than {self._transaction_bytes:,} bytes")
@@ -351,24 +354,21 @@ class Transactions:
         if not isinstance(operation, Store) or operation.oid not in transaction.conflicts:
             transaction.broken = StorageTransactionError("an operation after the vote")
             return
-        if transaction.broken is not None or not self._has_room(transaction, operation):
+        if transaction.broken is not None or not self._has_room(transaction, (operation,)):
             return
         resolutions.note(transaction, operation)
 
     def _claim(self, transaction: Transaction) -> Claim:
-        if self._exclusive or transaction.info.tid is not None:
+        # What an undo writes is known only when it is prepared.
+        if self._exclusive or transaction.undoes or transaction.info.tid is not None:
             return self._locks.claim(transaction, (), whole=True)
         written: list[bytes] = []
         checked: list[bytes] = []
         for operation in transaction.operations:
-            match operation:
-                case CheckCurrent(oid):
-                    checked.append(oid)
-                case Store(oid) | Restore(oid) | Delete(oid):
-                    written.append(oid)
-                case Undo():
-                    # What it writes is known only when it is prepared.
-                    return self._locks.claim(transaction, (), whole=True)
+            if isinstance(operation, CheckCurrent):
+                checked.append(operation.oid)
+            elif not isinstance(operation, Undo):
+                written.append(operation.oid)
         return self._locks.claim(transaction, written, checked)
 
     def _granted(self, claims: Sequence[Claim], time_s: float) -> list[Action]:
@@ -414,7 +414,8 @@ class Transactions:
     def _release(self, transaction: Transaction, time_s: float) -> list[Action]:
         """Give its locks, or its place in the queues, to others."""
         claim = transaction.claim
-        return [] if claim is None else self._granted(self._locks.release(claim), time_s)
+        granted = None if claim is None else self._locks.release(claim)
+        return self._granted(granted, time_s) if granted else []
 
     def _end(self, transaction: Transaction, time_s: float) -> list[Action]:
         self._forget(transaction)

@@ -42,7 +42,7 @@ class Appender:
 
     def __init__(self, storage: Any, journal: Journal, disk: Disk) -> None:
         self._storage = storage
-        self._journal = journal
+        self.journal = journal
         self._disk = disk
         self.data_file = DataFile(storage)
         self._room = threading.Lock()
@@ -66,7 +66,7 @@ class Appender:
                 with storage._lock:  # a pack holds it while it replaces the file
                     self._reserve(wanted)
             if size_bytes <= limits.BATCH_BYTES:
-                self._journal.reserve(self._promised_to_journal_bytes + size_bytes)
+                self.journal.reserve(self._promised_to_journal_bytes + size_bytes)
                 self._promised_to_journal_bytes += size_bytes
             self._promised_bytes += size_bytes
 
@@ -81,12 +81,13 @@ class Appender:
             self._disk.reserve(file.fileno(), position, end - position)
         self._reserved = file, end
 
-    def take_back(self, size_bytes: int) -> None:
+    def take_back(self, *sizes_bytes: int) -> None:
         """What was promised has been written, or never will be."""
         with self._room:
-            self._promised_bytes -= size_bytes
-            if size_bytes <= limits.BATCH_BYTES:
-                self._promised_to_journal_bytes -= size_bytes
+            for size_bytes in sizes_bytes:
+                self._promised_bytes -= size_bytes
+                if size_bytes <= limits.BATCH_BYTES:
+                    self._promised_to_journal_bytes -= size_bytes
 
     # Committing -----------------------------------------------------------------------------------
 
@@ -103,8 +104,10 @@ class Appender:
             if len(transactions) == 1 and size_bytes > limits.BATCH_BYTES:
                 self._commit_directly(transactions[0])
             else:
-                self._journal.append(Batch(transactions))
-                self._append(transactions)
+                self.journal.append(Batch(transactions))
+                tail = self._lay_out(transactions)
+                self._write(tail)
+                self._reveal(tail)
         except BaseException as problem:
             self._fail(problem)
             raise
@@ -112,19 +115,14 @@ class Appender:
             self._storage._commit_lock.release()
 
     def _commit_directly(self, transaction: LoggedTransaction) -> None:
-        laid_out = self._lay_out([transaction])
-        place = Place(laid_out.end, transaction.tid)
-        length = laid_out.end - laid_out.start
-        self._journal.append(Direct(transaction.tid, transaction.id, laid_out.start, length))
-        self._write(laid_out)
+        tail = self._lay_out([transaction])
+        place = Place(tail.end, transaction.tid)
+        length = tail.end - tail.start
+        self.journal.append(Direct(transaction.tid, transaction.id, tail.start, length))
+        self._write(tail)
         self._disk.sync(self._storage._file.fileno())
         self._state(place)
-        self._reveal(laid_out)
-
-    def _append(self, transactions: Sequence[LoggedTransaction]) -> None:
-        laid_out = self._lay_out(transactions)
-        self._write(laid_out)
-        self._reveal(laid_out)
+        self._reveal(tail)
 
     def _lay_out(self, transactions: Sequence[LoggedTransaction]) -> "_Tail":
         """What is to be written behind the file's end."""
@@ -165,8 +163,9 @@ class Appender:
                     tree[oid[6:]] = position.to_bytes(6, "big")
             storage._ltid = tail.last_tid
 
-    def _places(self, transaction: LoggedTransaction) -> Iterator[tuple[bytes, int, bytes | None, int]]:
+    def _places(self, transaction: LoggedTransaction) -> list[tuple[bytes, int, bytes | None, int]]:
         """The records with what they refer to in the file."""
+        places: list[tuple[bytes, int, bytes | None, int]] = []
         trees = self._storage._index._data
         for record in transaction.records:
             oid, data = record.oid, record.data
@@ -176,9 +175,10 @@ class Appender:
             if record.same_as is not None:
                 same = self.data_file.revision(oid, record.same_as)
                 if same is not None:
-                    yield oid, previous, None, same.position
+                    places.append((oid, previous, None, same.position))
                     continue
-            yield oid, previous, data, 0
+            places.append((oid, previous, data, 0))
+        return places
 
     # Checkpoints ----------------------------------------------------------------------------------
 
@@ -207,25 +207,11 @@ class Appender:
         if self._replaced:
             self._disk.sync_directory(os.path.dirname(self._storage._file_name))
             self._replaced = False
-        self._journal.append(Base((place,)))
+        self.journal.append(Base((place,)))
 
     def _place(self) -> Place:
         storage = self._storage
         return place_of(self._disk, storage._file.fileno(), storage._pos)
-
-    @property
-    def unsettled_bytes(self) -> int:
-        """What a recovery would have to read."""
-        return self._journal.unsettled_bytes
-
-    @property
-    def has_spare(self) -> bool:
-        """Whether the journal has room for more than its newest segment."""
-        return self._journal.has_spare
-
-    def make_spare(self) -> None:
-        """Have room in the journal before it is needed. OSError: there is none, which does no harm yet."""
-        self._journal.prepare_spare()
 
     def settle_either(self, packed_path: str, length: int) -> None:
         """A pack has made *packed_path*, and will replace the data file by it. The commit lock is held."""
@@ -243,7 +229,7 @@ class Appender:
                 disk.unlink(index)
             disk.sync_directory(os.path.dirname(packed_path))
             # The object with the highest oid may be gone after this, and its oid is not to be another's.
-            self._journal.append(OidMark(storage._oid), Base((self._place(), packed)))
+            self.journal.append(OidMark(storage._oid), Base((self._place(), packed)))
             self._replaced = True
 
     def settle_packed(self) -> None:
@@ -255,14 +241,16 @@ class Appender:
         """Write what the journal has and the data file has not, and settle."""
         with self._writing():
             for transaction in transactions:
-                self._append([transaction])
+                tail = self._lay_out([transaction])
+                self._write(tail)
+                self._reveal(tail)
                 self._storage.set_max_oid(max((each.oid for each in transaction.records), default=b""))
             self._settle()
 
     def note_oids(self, mark: bytes) -> None:
         """Oids up to *mark* may be handed out."""
         with self._guarded():
-            self._journal.append(OidMark(mark))
+            self.journal.append(OidMark(mark))
 
     def close(self) -> None:
         """Settle, unless that can't be, and give back the room that was reserved."""
@@ -272,7 +260,7 @@ class Appender:
                 self.checkpoint()
                 self._disk.truncate(storage._file.fileno(), storage._pos)
         finally:
-            self._journal.close()
+            self.journal.close()
 
     def sync_index(self) -> None:
         """Make durable the index that FileStorage wrote as it was closed: a part of one may look like one."""

@@ -79,8 +79,10 @@ class _Written(Prepared):
             if record.data is not None:
                 data_bytes += len(record.data)
         meta_bytes = len(info.user) + len(info.description) + len(extension)
-        size_bytes = transaction_bytes(meta_bytes, len(records), data_bytes)
-        super().__init__((), list(records), resolved, size_bytes)
+        self.size_bytes = transaction_bytes(meta_bytes, len(records), data_bytes)
+        self.conflicts = ()
+        self.oids = list(records)
+        self.resolved = resolved
 
 
 class FileStorageEngine(StorageEngine):
@@ -192,11 +194,8 @@ class FileStorageEngine(StorageEngine):
         extension = b""
         if info.extension:
             extension = TransactionMetaData(b"", b"", info.extension).extension_bytes
-        for name, value in ("user", info.user), ("description", info.description), ("extension", extension):
-            if len(value) > FIELD_LIMIT_BYTES:
-                raise StorageError(
-                    f"the {name} of the transaction is longer than {FIELD_LIMIT_BYTES:,} bytes"
-                )
+        if max(len(info.user), len(info.description), len(extension)) > FIELD_LIMIT_BYTES:
+            raise _too_long(info, extension)
         writing = _Writing(self, self._appender, self._resolver)
         for position, operation in enumerate(operations):
             writing.apply(operation, position)
@@ -233,8 +232,7 @@ class FileStorageEngine(StorageEngine):
                 )
             )  # fmt: skip
         self._appender.commit(tuple(transactions), size_bytes)
-        for one in batch:
-            self._appender.take_back(one.prepared.size_bytes)
+        self._appender.take_back(*[one.prepared.size_bytes for one in batch])
         assert self._keeper is not None
         self._keeper.committed()
 
@@ -298,6 +296,12 @@ class FileStorageEngine(StorageEngine):
                 self._appender.sync_index()
 
 
+def _too_long(info: TransactionInfo, extension: bytes) -> StorageError:
+    fields = ("user", info.user), ("description", info.description), ("extension", extension)
+    name = next(name for name, field in fields if len(field) > FIELD_LIMIT_BYTES)
+    return StorageError(f"the {name} of the transaction is longer than {FIELD_LIMIT_BYTES:,} bytes")
+
+
 class _Writing:
     """The operations of one transaction, becoming what it writes."""
 
@@ -313,14 +317,16 @@ class _Writing:
 
     def apply(self, operation: Operation, position: int) -> None:
         match operation:
-            case Store(oid, serial, data):
-                refuse_empty(oid, data)
+            case Store():  # not taken apart by the pattern, which takes longer: most are stores
+                oid, serial, data = operation.oid, operation.serial, operation.data
+                if not data:
+                    refuse_empty(oid, data)
                 newest = self._engine.newest_tid(oid)
                 if newest is not None and newest != serial:
                     self._meet(Conflict(oid, newest, serial, data, position=position))
                 else:
                     self.conflicts.pop(oid, None)  # an undo's, which its client has resolved by this
-                    self.records[oid] = Record(oid, data, None)
+                    self.records[oid] = Record(oid, data)
             case Restore(oid, restored, same_as):
                 refuse_empty(oid, restored)
                 self.records[oid] = Record(*restore(self._file, oid, restored, same_as, self._pending()))
@@ -369,6 +375,7 @@ class _Keeper:
 
     def __init__(self, appender: Appender, name: str) -> None:
         self._appender = appender
+        self._journal = appender.journal
         self._name = name
         self._wake = threading.Event()
         self._closed = False
@@ -379,11 +386,9 @@ class _Keeper:
 
     def committed(self) -> None:
         """Something was committed; is there something to do?"""
-        if self._is_due() or (not self._no_room and not self._appender.has_spare):
+        journal = self._journal
+        if journal.unsettled_bytes > limits.CHECKPOINT_BYTES or not (journal.has_spare or self._no_room):
             self._wake.set()
-
-    def _is_due(self) -> bool:
-        return self._appender.unsettled_bytes > limits.CHECKPOINT_BYTES
 
     def _run(self) -> None:
         try:
@@ -393,7 +398,8 @@ class _Keeper:
                 self._wake.clear()
                 if self._closed:
                     break
-                if self._is_due() or (timely and self._appender.unsettled_bytes):
+                unsettled_bytes = self._journal.unsettled_bytes
+                if unsettled_bytes > limits.CHECKPOINT_BYTES or (timely and unsettled_bytes):
                     self._appender.checkpoint()
                     self._no_room = False
         except Exception as problem:  # the appender remembers it, and the server asks
@@ -402,7 +408,7 @@ class _Keeper:
     def _make_spare(self) -> None:
         try:
             if not self._no_room:
-                self._appender.make_spare()
+                self._journal.prepare_spare()
         except OSError as problem:
             self._no_room = True
             log.warning("%s: no room for the journal to grow: %s", self._name, problem)

@@ -93,7 +93,8 @@ class Journal:
         self._making = threading.Lock()
         self._packer = msgpack.Packer()
         self._refusal = ""
-        self._unsettled_bytes = 0
+        #: What was written since the newest Base, and a recovery would have to read.
+        self.unsettled_bytes = 0
         #: Segments in use, the newest one last, and those ready to be begun, in order: number and size.
         self._used: list[tuple[int, int]] = []
         self._spares: list[tuple[int, int]] = []
@@ -196,7 +197,7 @@ class Journal:
         for state in ("spare", "obsolete"):
             self._recycle([segment for segment in contents.segments if segment.state == state])
         self._disk.sync_directory(self._directory)
-        self._unsettled_bytes = contents.unsettled_bytes
+        self.unsettled_bytes = contents.unsettled_bytes
 
     def close(self) -> None:
         with self._lock:
@@ -237,19 +238,15 @@ class Journal:
         """The newest one."""
         return self._state.base
 
-    @property
-    def unsettled_bytes(self) -> int:
-        """What was written since the newest Base."""
-        return self._unsettled_bytes
-
     # Writing ----------------------------------------------------------------------------------------
 
     def append(self, *entries: Entry) -> None:
         """Make *entries* durable, with one write and one sync. ValueError if one can't be written, and then
         none is; any other error breaks the journal."""
         with self._lock:
-            self._check()
-            payloads = [self._packed(entry) for entry in entries]
+            if self._refusal:
+                self._check()
+            payloads = list(map(self._packed, entries))
             size = sum(map(len, payloads)) + RECORD_BYTES * len(payloads)
             try:
                 if self._position + size > self._used[-1][1]:
@@ -260,7 +257,7 @@ class Journal:
                 first = self._sequence - len(entries)
                 for sequence, (entry, payload) in enumerate(zip(entries, payloads, strict=True), first):
                     self._state.apply(entry, sequence)
-                    self._unsettled_bytes += RECORD_BYTES + len(payload)
+                    self.unsettled_bytes += RECORD_BYTES + len(payload)
                     if isinstance(entry, Base):
                         self._settled()
             except BaseException as problem:
@@ -312,7 +309,7 @@ class Journal:
 
     def _settled(self) -> None:
         """The newest record is a Base: what lies in earlier segments is not needed any more."""
-        self._unsettled_bytes = 0
+        self.unsettled_bytes = 0
         obsolete, self._used = self._used[:-1], self._used[-1:]
         if obsolete:
             self._recycle([Segment(number, size, "obsolete") for number, size in obsolete])
@@ -368,15 +365,16 @@ class Journal:
 
         OSError (ENOSPC, EDQUOT, EFBIG) if they can't; the journal can be used.
         """
-        while not self._has_room(size_bytes):
+        with self._lock:
+            if not self._refusal and self._position + size_bytes <= self._used[-1][1]:
+                return
+        while not self._has_room_beyond(size_bytes):
             self.prepare_spare()
 
-    def _has_room(self, size_bytes: int) -> bool:
-        """False: there must be a spare first."""
+    def _has_room_beyond(self, size_bytes: int) -> bool:
+        """Whether there is room for that in the next segment. False: there must be a spare first."""
         with self._lock:
             self._check()
-            if self._position + size_bytes <= self._used[-1][1]:
-                return True
             if not self._spares:
                 return False
             size_bytes += HEADER_BYTES + _HEAD_BYTES + self._state.outcomes_bytes

@@ -127,7 +127,7 @@ class Malformed(Exception):
 def payload_of(entry: Entry | Head) -> list[Any]:
     """What msgpack is to pack for *entry*. ValueError for what could not be read again."""
     if isinstance(entry, Batch):
-        return ["batch", [_packed_transaction(transaction) for transaction in entry.transactions]]
+        return ["batch", list(map(_packed_transaction, entry.transactions))]
     if isinstance(entry, Base):
         if not entry.places:
             raise ValueError("a base needs a place")
@@ -150,11 +150,14 @@ def payload_of(entry: Entry | Head) -> list[Any]:
 
 
 def _packed_transaction(transaction: LoggedTransaction) -> list[Any]:
-    records = [(record.oid, record.data, record.same_as) for record in transaction.records]
-    for oid, _, same_as in records:
+    records = []
+    for record in transaction.records:
+        oid, same_as = record.oid, record.same_as
         if len(oid) != 8 or (same_as is not None and len(same_as) != 8):
             raise ValueError("oids and tids have 8 bytes")
-    _check(transaction.tid)
+        records.append((oid, record.data, same_as))
+    if len(transaction.tid) != 8:
+        raise ValueError("oids and tids have 8 bytes")
     if len(transaction.status) != 1:
         raise ValueError("a status is one character")
     return [

@@ -119,6 +119,10 @@ class Contents:
         return self.head.last_tid
 
 
+#: What an outcome takes in a head besides its id: a tid, and the lengths of list, id and tid.
+_OUTCOME_BYTES = 16
+
+
 class State:
     """What the entries so far amount to."""
 
@@ -131,7 +135,7 @@ class State:
         self.base = head.base
         self.undecided = list(head.undecided)
         #: An upper bound of what the outcomes take in a head.
-        self.outcomes_bytes = sum(_outcome_bytes(id) for id, _ in head.outcomes)
+        self.outcomes_bytes = sum(len(id) + _OUTCOME_BYTES for id, _ in head.outcomes)
         self._remembered = remembered
         self._forget()
 
@@ -174,18 +178,15 @@ class State:
             self.last_tid = tid
         if id:
             self.outcomes.append((id, tid))
-            self.outcomes_bytes += _outcome_bytes(id)
-            self._forget()
+            self.outcomes_bytes += len(id) + _OUTCOME_BYTES
+            if len(self.outcomes) > self._remembered:
+                self._forget()
 
     def _forget(self) -> None:
         while len(self.outcomes) > self._remembered:
             id, tid = self.outcomes.popleft()
-            self.outcomes_bytes -= _outcome_bytes(id)
+            self.outcomes_bytes -= len(id) + _OUTCOME_BYTES
             self.floor = max(self.floor, tid)
-
-
-def _outcome_bytes(id: bytes) -> int:
-    return len(id) + 16  # a tid, and the lengths of list, id and tid
 
 
 # Segments ----------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class StorageEngine:
     def __init__(self, storage: Any) -> None:
         self._storage: Any = storage
         self._resolver: Resolver | None = None
+        self.resolves_conflicts = False
         self.name: str = storage.getName()
         self.read_only: bool = bool(storage.isReadOnly())
         self.supports_undo = bool(getattr(storage, "supportsUndo", bool)())
@@ -63,10 +64,6 @@ class StorageEngine:
     @property
     def failure(self) -> str:
         return ""
-
-    @property
-    def resolves_conflicts(self) -> bool:
-        return self._resolver is not None
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -171,6 +168,7 @@ class StorageEngine:
 
     def resolve_conflicts(self) -> None:
         self._resolver = Resolver(self.load_serial)
+        self.resolves_conflicts = True
 
     def close(self) -> None:
         self._storage.close()

@@ -32,7 +32,6 @@ from zeoid.commit.actions import (
 )
 from zeoid.commit.invalidations import InvalidationLog
 from zeoid.commit.transactions import Transactions
-from zeoid.model import Conflict, Operation, Undo
 from zeoid.ports import Clock, Engine, Prepared
 from zeoid.ports import Commit as Committing
 from zeoid.server.visible import Visible
@@ -189,15 +188,15 @@ class Hosted:
             self._performing = False
 
     def _carry_out(self, action: Action) -> Sequence[Action]:
-        match action:
-            case Prepare(transaction):
-                return self._prepare(transaction)
-            case Commit(batch):
-                return self._commit(batch)
-            case Publish(transaction):
-                self._publish(transaction)
-            case Reply(transaction, value):
-                transaction.owner.answer(transaction, value)
+        match action:  # those of every commit come first, and are taken apart by what costs less
+            case Reply():
+                action.transaction.owner.answer(action.transaction, action.value)
+            case Prepare():
+                return self._prepare(action.transaction)
+            case Commit():
+                return self._commit(action.batch)
+            case Publish():
+                self._publish(action.transaction)
             case Fail(transaction, problem):
                 self.counts.conflicts += isinstance(problem, ConflictError)
                 self._log_conflict(transaction, problem)
@@ -215,48 +214,39 @@ class Hosted:
     # The engine's part ----------------------------------------------------------------------------
 
     def _prepare(self, transaction: Transaction) -> Sequence[Action]:
-        operations, tid = transaction.operations, transaction.tid or None
+        engine = self.engine
 
         def work() -> Prepared:
-            return self.engine.prepare(tid, transaction.info, operations)
+            return engine.prepare(transaction.tid or None, transaction.info, transaction.operations)
 
         def done(prepared: Prepared | None, problem: BaseException | None) -> list[Action]:
             if problem is not None:
-                return self._prepare_failed(transaction, problem)
+                if not isinstance(problem, Exception):
+                    raise problem
+                return self.transactions.failed(transaction, problem, self.clock.time())
             assert prepared is not None
             if prepared.conflicts:
-                return self._conflicted(transaction, list(prepared.conflicts))
+                self.counts.conflicts += 1
+                return self.transactions.conflicted(transaction, list(prepared.conflicts), *self._now())
             self.counts.conflicts_resolved += transaction.rounds > 0
             return self.transactions.prepared(transaction, prepared, *self._now())
 
-        if not self.engine.exclusive and self._takes_long(operations):
+        if not engine.exclusive and (
+            transaction.undoes
+            or len(transaction.operations) > limits.PREPARE_INLINE_OPERATIONS
+            or engine.resolves_conflicts
+        ):
             return self._beside(work, done)
         return self._engine_call(work, done)
 
-    def _takes_long(self, operations: Sequence[Operation]) -> bool:
-        return (
-            len(operations) > limits.PREPARE_INLINE_OPERATIONS
-            or self.engine.resolves_conflicts
-            or any(type(operation) is Undo for operation in operations)
-        )
-
-    def _prepare_failed(self, transaction: Transaction, problem: BaseException) -> list[Action]:
-        if not isinstance(problem, Exception):
-            raise problem
-        return self.transactions.failed(transaction, problem, self.clock.time())
-
-    def _conflicted(self, transaction: Transaction, conflicts: list[Conflict]) -> list[Action]:
-        self.counts.conflicts += 1
-        return self.transactions.conflicted(transaction, conflicts, *self._now())
-
     def _commit(self, batch: Sequence[Transaction]) -> Sequence[Action]:
         def work() -> None:
-            self.engine.commit(
-                [
-                    Committing(t.tid, t.id if type(t.id) is bytes else b"", t.prepared)  # type: ignore[arg-type]
-                    for t in batch
-                ]
-            )
+            committing = []
+            for each in batch:
+                assert each.prepared is not None
+                id = each.id if type(each.id) is bytes else b""
+                committing.append(Committing(each.tid, id, each.prepared))
+            self.engine.commit(committing)
 
         def done(_: Any, problem: BaseException | None) -> list[Action]:
             if problem is not None:
@@ -337,9 +327,10 @@ class Hosted:
         assert transaction.prepared is not None
         tid, oids = transaction.tid, list(transaction.prepared.oids)
         self.invalidations.append(tid, oids)
-        announcement = Announcement("invalidateTransaction", tid, oids)
-        for client in list(self.clients):
-            if client is not transaction.owner:
+        others = [client for client in self.clients if client is not transaction.owner]
+        if others:
+            announcement = Announcement("invalidateTransaction", tid, oids)
+            for client in others:
                 client.tell(announcement)
         self.visible.advance(tid)
 

@@ -156,13 +156,17 @@ def tpc_begin(
     status: str | bytes = " ",
 ) -> None:
     problem: Exception | None = None
+    if type(status) is not str:
+        status = _text(status)
     if session.read_only:
         problem = ReadOnlyError()
     elif tid is not None and not NO_TID < tid < MAX_TID:
         problem = InvalidCall("tpc_begin: no transaction can have this tid")
-    elif _text(status) not in _STATUSES:
+    elif status not in _STATUSES:
         problem = InvalidCall("tpc_begin: the status must be ' ' or 'p'")
-    info = TransactionInfo(_bytes(user), _bytes(description), extension, tid, _text(status))
+    if type(user) is not bytes or type(description) is not bytes:
+        user, description = _bytes(user), _bytes(description)
+    info = TransactionInfo(user, description, extension, tid, status)
     session.hosted.transactions.begin(session, id, info, problem)
 
 
@@ -213,18 +217,25 @@ def operate(
 ) -> None:
     if begin is not None:
         tpc_begin(session, id, *begin)
+    made: list[Operation] = []
+    stores = 0
     for kind, oid, serial, data, same_as in operations:
         if kind == messages.STORE:
-            operation: Operation = Store(oid, serial or NO_TID, data)
+            made.append(Store(oid, serial or NO_TID, data))
+            stores += 1
         elif kind == messages.RESTORE:
-            operation = Restore(oid, data, same_as)
+            made.append(Restore(oid, data, same_as))
+            stores += 1
         elif kind == messages.DELETE:
-            operation = Delete(oid, serial)
+            made.append(Delete(oid, serial))
+            stores += 1
         elif kind == messages.CHECK_CURRENT:
-            operation = CheckCurrent(oid, serial)
+            made.append(CheckCurrent(oid, serial))
         else:
-            operation = Undo(data)
-        _operate(session, id, operation)
+            made.append(Undo(data))
+    if made:
+        session.hosted.counts.stores += stores
+        session.hosted.transactions.operate(session, id, *made)
 
 
 def prepare(

@@ -86,7 +86,7 @@ SPECIFICATION: Final = Kind("specification", lambda value: value is None or _is_
 MAPPING: Final = Kind("dictionary", lambda value: type(value) is dict)
 #: A transaction's id is whatever its client chose, as long as it can be a key.
 TRANSACTION: Final = Kind(
-    "transaction id", lambda value: _is_integer(value) or (type(value) in (str, bytes) and len(value) <= 64)
+    "transaction id", lambda value: len(value) <= 64 if type(value) in (bytes, str) else _is_integer(value)
 )
 #: One that must be unique, because it names the transaction on any connection.
 CLIENT_MADE: Final = Kind("client-made id", lambda value: type(value) is bytes and 0 < len(value) <= 64)
@@ -106,7 +106,8 @@ def _is_beginning(value: Any) -> bool:
         and type(extension) is dict
         and (not extension or _is_plain(extension))
         and (tid is None or _is_eight_bytes(tid))
-        and STATUS.test(status)
+        and type(status) in (str, bytes)
+        and len(status) == 1
     )
 
 
