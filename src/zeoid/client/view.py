@@ -86,10 +86,13 @@ class View:
         with self._lock:
             if not self._recent or self._recent[0][0] > mark + 1:
                 return False, None
-            ends = [
-                tid for number, tid, oids in self._recent if number > mark and tid > start and oid in oids
-            ]
-        return True, min(ends, default=None)
+            end = None
+            for number, tid, oids in reversed(self._recent):  # of many, hardly any came after the mark
+                if number <= mark:
+                    break
+                if oid in oids and tid > start and (end is None or tid < end):
+                    end = tid
+        return True, end
 
     def forget(self, oid: bytes) -> None:
         """What is known of the current revision of *oid* has turned out to be wrong."""
