@@ -1,8 +1,9 @@
-"""Databases with all that a transaction can have, and what is in a storage, read without the code under test."""
+"""Databases with all that a transaction can have, and what is in a storage, read by ZODB alone."""
 
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from ZODB.blob import Blob, is_blob_record
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.serialize import referencesf
-from ZODB.utils import p64
 
 BLOB_BYTES = 3_000_000
 
@@ -35,7 +35,7 @@ class Site:
         t = self.manager.get()
         t.setUser("jürgen", "/acl_users")
         t.note(f"sets {', '.join(root)} — ☃")
-        t.setExtendedInfo("request", {"path": ["a", 1]})
+        t.setExtendedInfo("request", {"path": "/a", "size": 1})
         self.manager.commit()
         tid: bytes = self.storage.lastTransaction()
         return tid
@@ -63,10 +63,9 @@ class Site:
 
 def write_history(site: Site) -> None:
     """What a pack leaves, changes and a creation that are undone, an object that is deleted, blobs."""
-    blobs = hasattr(site.storage, "blob_dir") and site.storage.blob_dir
     for number in range(5):
         site.commit(counter=number, page=PersistentMapping({"text": f"page {number}"}))
-    site.storage.pack(_now(), referencesf)
+    site.storage.pack(time.time(), referencesf)
     site.commit(counter=100)
     site.undo_last()
     site.undo_last()  # the undo is undone
@@ -77,19 +76,13 @@ def write_history(site: Site) -> None:
     oid = doomed._p_oid
     site.commit(doomed=None)
     site.delete(oid)
-    if blobs:
+    if site.storage.blob_dir:
         site.commit(blob=site.blob(b"small"), large=site.blob(b"\xff" * BLOB_BYTES))
         with site.root["blob"].open("w") as file:
             file.write(b"changed")
         site.commit(changed=True)
         site.undo_last()
     site.commit(last=PersistentMapping())
-
-
-def _now() -> float:
-    import time
-
-    return time.time()
 
 
 def write_pages(site: Site, count: int) -> list[bytes]:
@@ -127,6 +120,3 @@ def contents_of_file(path: Path, blobs: Path | None = None) -> list[Any]:
         return contents(storage)
     finally:
         storage.close()
-
-
-NEW_OID_AFTER = p64(0)

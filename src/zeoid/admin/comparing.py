@@ -86,9 +86,16 @@ def _metadata_difference(ours: Transaction, theirs: Transaction) -> str:
 
 def _extension(transaction: Transaction) -> Any:
     try:
-        return transaction.meta.extension
+        return _plain(transaction.meta.extension)
     except Exception:  # pickled with classes that are not here: then only its bytes can be equal
         return transaction.meta.extension_bytes
+
+
+def _plain(value: Any) -> Any:
+    """The coding M5 knows one kind of list, which it reads as tuples."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def differences(source: Reading, destination: Reading, last: bytes, tick: Tick) -> Iterator[str | None]:

@@ -19,6 +19,7 @@ from ZODB.interfaces import IBlobStorage, IStorageIteration
 from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
+from zeoid.engines.datafile import tid_that_ends_at
 from zeoid.errors import ConfigurationError, CopyFailed
 from zeoid.model import NO_TID
 
@@ -67,12 +68,12 @@ class Reading:
             raise ConfigurationError(f"{name} can't be read as a whole: it has no iterator over transactions")
         self.storage = storage
         self.name = name
-        self.last_tid: bytes = storage.lastTransaction() or NO_TID
         #: A history-free RelStorage keeps the newest revision of each object, and nothing of transactions.
         self.keeps_history: bool = getattr(storage, "keep_history", True) is not False
         self.has_blobs: bool = IBlobStorage.providedBy(storage)
         self._data_file: str | None = storage.getName() if isinstance(storage, FileStorage) else None
         self._complaint = ""
+        self.last_tid: bytes = self._last_whole_tid() or NO_TID
 
     def __enter__(self) -> "Reading":
         if self._data_file is not None:
@@ -89,6 +90,26 @@ class Reading:
             return True
         self._complaint = self._complaint or text
         return False
+
+    def _last_whole_tid(self) -> bytes | None:
+        """Of a data file, the last transaction of those that were found whole when it was opened.
+
+        FileStorage's own answer may be one that another process is just committing, or a damaged one.
+        """
+        if self._data_file is None:
+            last: bytes | None = self.storage.lastTransaction()
+            return last
+
+        with open(self._data_file, "rb") as file:
+
+            def read(position: int, size: int) -> bytes:
+                file.seek(position)
+                return file.read(size)
+
+            last = tid_that_ends_at(read, self.storage._pos)
+        if last is None:
+            raise ConfigurationError(f"{self.name} is damaged: no transaction ends at {self.storage._pos:,}")
+        return last
 
     @property
     def size_bytes(self) -> int | None:
@@ -111,6 +132,7 @@ class Reading:
             return _after(tid)
 
         with self._iterator(start, stop) as records:
+            # Beyond the last one, too: what is damaged may have any tid.
             for record in self._checked(records, where):
                 if record.tid <= tid:
                     raise CopyFailed(f"{self.name}: {shown(record.tid)} is not later, though {where()}")
@@ -118,14 +140,14 @@ class Reading:
                     break
                 tid = record.tid
                 yield Transaction(record, self._records(record))
-        if tid < stop == self.last_tid and self._data_file is None:
-            # A data file may end with what is just being committed: it tells of that as its last, too.
-            raise CopyFailed(f"{self.name} ends {_after(tid)}, but its last transaction is {shown(stop)}")
+        if tid < stop == self.last_tid:
+            raise CopyFailed(f"{self.name} ends {where()}, but its last transaction is {shown(stop)}")
 
     @contextlib.contextmanager
     def _iterator(self, start: bytes | None, stop: bytes) -> Iterator[Any]:
         try:
-            iterator = self.storage.iterator(start, stop)
+            # FileStorage ends quietly at a tid that is later, also at one of rubbish.
+            iterator = self.storage.iterator(start, None if self._data_file is not None else stop)
         except Exception as problem:
             raise CopyFailed(f"{self.name} can't be read: {why(problem)}") from problem
         try:

@@ -21,6 +21,7 @@ from ZODB.FileStorage import FileStorage
 
 from zeoid.addresses import parse_address
 from zeoid.config import uris
+from zeoid.engines.datafile import MAGIC_BYTES, MAGICS
 from zeoid.engines.disk import Disk
 from zeoid.engines.opening import open_data_file
 from zeoid.engines.recovery import check_belonging, check_complete, journal_directory
@@ -29,9 +30,7 @@ from zeoid.errors import ConfigurationError
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(//|\()", re.IGNORECASE)
 _ADDRESS = re.compile(r"(\[[^]]+\]|[^/:]*):\d+")
 _CONFIGURATION_NAME = re.compile(r".*\.(conf|cfg|xml|zcml|ini)", re.IGNORECASE)
-#: How data files of FileStorage begin, in Python 2's time as well.
-_DATA_FILE_MAGIC = (b"FS21", b"FS30")
-_PASSWORD = re.compile(r"(?P<before>://[^:/@?]*:|[?&](?:password|passwd)=)[^@/&]*")
+_PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)|(?<=password=)[^&]*|(?<=passwd=)[^&]*")
 _CLIENT_LABEL = "zeoid copy"
 
 Opener = Callable[[], Any]
@@ -77,7 +76,7 @@ def named_storage(text: str, *, blob_directory: str | None = None, writing: bool
 
 
 def _hidden(text: str) -> str:
-    return _PASSWORD.sub(r"\g<before>***", text) if _URI.match(text) else text
+    return _PASSWORD.sub("***", text) if _URI.match(text) else text
 
 
 def _of_path(text: str, writing: bool) -> tuple[str, Opener | None]:
@@ -90,7 +89,7 @@ def _of_path(text: str, writing: bool) -> tuple[str, Opener | None]:
         return "a server's socket", _client_opener(os.path.abspath(text), writing)
     if stat.S_ISREG(mode) and os.path.getsize(text):
         with open(text, "rb") as file:
-            if file.read(4) not in _DATA_FILE_MAGIC:
+            if file.read(MAGIC_BYTES) not in MAGICS:
                 return "a configuration file", _configured(text, "", writing)
     return "", None
 

@@ -1,0 +1,210 @@
+"""Reading a storage from one end to the other: damage of every kind is an error, and says where it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ZODB.FileStorage import FileStorage
+from ZODB.MappingStorage import MappingStorage
+from ZODB.utils import p64
+
+from tests.admin.databases import Site, write_pages
+from zeoid.admin.reading import Reading, Transaction
+from zeoid.errors import ConfigurationError, CopyFailed
+
+HEADER_BYTES = 23
+"""Of a transaction in a data file: tid, length, status, and the lengths of three texts."""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A closed data file, with an index, of six transactions."""
+    site = Site(tmp_path, blobs=False)
+    write_pages(site, 5)
+    site.close()
+    return site
+
+
+def read(path: Path) -> list[bytes]:
+    """The tids that can be read; the storage is opened with the index that it had before it was damaged."""
+    storage = FileStorage(str(path), read_only=True)
+    tids = []
+    try:
+        with Reading(storage, "the source") as reading:
+            for transaction in reading.transactions():
+                list(transaction)
+                tids.append(transaction.tid)
+    except CopyFailed as problem:
+        problem.add_note(f"{len(tids)} before it")
+        raise
+    finally:
+        storage.close()
+    return tids
+
+
+def positions(path: Path) -> list[int]:
+    """Where in the file each transaction begins."""
+    storage = FileStorage(str(path), read_only=True)
+    found = [of._tpos for of in storage.iterator()]
+    storage.close()
+    return found
+
+
+def overwrite(path: Path, position: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        file.write(data)
+
+
+def test_all_is_read(site: Site) -> None:
+    assert len(read(site.path)) == 6
+
+
+DAMAGES: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
+    # What is written, and where, into a transaction that begins and ends there.
+    "zeros over the header": lambda begin, end: (begin, bytes(HEADER_BYTES)),
+    "rubbish over the header": lambda begin, end: (begin + 8, b"\xaa" * 15),
+    "a length that is too large": lambda begin, end: (begin + 8, p64(1 << 40)),
+    "a length that is wrong": lambda begin, end: (begin + 8, p64(end - begin - 9)),
+    "the second length is wrong": lambda begin, end: (end - 8, p64(17)),
+    "an invalid status": lambda begin, end: (begin + 16, b"x"),
+    "a tid that is not later": lambda begin, end: (begin, p64(1)),
+    "zeros over the first record": lambda begin, end: (begin + HEADER_BYTES + 80, bytes(120)),
+    "rubbish over everything": lambda begin, end: (begin, b"\x55" * (end - begin)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_in_the_middle_is_an_error_that_says_where(site: Site, damage: str) -> None:
+    """FileStorage by itself ends there, or in that transaction, without an error in most of these."""
+    begin, end = positions(site.path)[3:5]
+    before = read(site.path)[:3]
+    overwrite(site.path, *DAMAGES[damage](begin, end))
+    with pytest.raises(CopyFailed, match="the source") as caught:
+        read(site.path)
+    text = str(caught.value)
+    assert "\n" not in text
+    whole = int(caught.value.__notes__[0].split()[0])
+    assert whole in (3, 4)
+    tids = [before[-1].hex(), "in transaction"]
+    assert any(tid in text for tid in tids), text
+
+
+def test_what_a_commit_has_just_begun_to_write_is_no_damage(site: Site) -> None:
+    """The file belongs to a running site."""
+    begin = positions(site.path)[5]
+    tids = read(site.path)
+    overwrite(site.path, begin + 16, b"c")
+    assert read(site.path) == tids[:5]
+
+
+def test_complaints_about_our_file_are_not_logged_and_others_are(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = FileStorage(str(site.path), read_only=True)
+    log = logging.getLogger("ZODB.FileStorage")
+    with Reading(storage, "the source"):
+        log.warning("%s is bad", site.path)
+        log.warning("another.fs is bad")
+    log.warning("%s is still bad", site.path)
+    storage.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "another.fs is bad",
+        f"{site.path} is still bad",
+    ]
+
+
+# Other storages ---------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A storage with these tids, that says that its last one is *last*."""
+
+    def __init__(self, tids: list[int], last: int, problem: Exception | None = None) -> None:
+        self.tids, self.last, self.problem = tids, last, problem
+        self.closed = False
+
+    def lastTransaction(self) -> bytes:
+        return p64(self.last)
+
+    def iterator(self, start: bytes | None, stop: bytes | None) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        for tid in self.tids:
+            record = SimpleNamespace(oid=p64(1), tid=p64(tid), data=b"data", data_txn=None)
+            yield _Scripted(p64(tid), [record])
+        if self.problem is not None:
+            raise self.problem
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Scripted(list[Any]):
+    status, user, description, extension_bytes = " ", b"", b"", b""
+
+    def __init__(self, tid: bytes, records: list[Any]) -> None:
+        super().__init__(records)
+        self.tid = tid
+
+
+def tids_of(storage: Scripted) -> list[int]:
+    found: list[Transaction] = list(Reading(storage, "the source").transactions())
+    return [int.from_bytes(transaction.tid) for transaction in found]
+
+
+def test_the_iterator_is_closed() -> None:
+    storage = Scripted([1, 2], 2)
+    assert tids_of(storage) == [1, 2]
+    assert storage.closed
+
+
+def test_a_storage_that_ends_early() -> None:
+    with pytest.raises(CopyFailed, match=r"the source ends after transaction 0{15}2 .*its last .* 0{15}3 "):
+        tids_of(Scripted([1, 2], 3))
+
+
+def test_a_storage_that_has_nothing_of_what_it_tells() -> None:
+    with pytest.raises(CopyFailed, match="ends before its first transaction"):
+        tids_of(Scripted([], 3))
+
+
+def test_tids_that_do_not_grow() -> None:
+    with pytest.raises(CopyFailed, match=r"0{15}2 \(.*is not later, though after transaction 0{15}2 "):
+        tids_of(Scripted([1, 2, 2, 3], 3))
+
+
+def test_what_is_committed_meanwhile_is_not_read() -> None:
+    assert tids_of(Scripted([1, 2, 3], 2)) == [1, 2]
+
+
+def test_an_error_of_the_storage_is_told_on_one_line() -> None:
+    with pytest.raises(CopyFailed, match=r"after transaction 0{15}2 \(.*: ValueError: no more$") as caught:
+        tids_of(Scripted([1, 2], 3, ValueError("no\n  more")))
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_an_interrupt_is_not_made_an_error() -> None:
+    class Interrupted(Scripted):
+        def __iter__(self) -> Iterator[Any]:
+            raise KeyboardInterrupt
+
+    storage = Interrupted([1], 1)
+    with pytest.raises(KeyboardInterrupt):
+        tids_of(storage)
+    assert storage.closed
+
+
+def test_a_storage_without_an_iterator() -> None:
+    with pytest.raises(ConfigurationError, match="no iterator"):
+        Reading(object(), "the source")
+
+
+def test_an_empty_storage() -> None:
+    assert list(Reading(MappingStorage(), "the source").transactions()) == []
