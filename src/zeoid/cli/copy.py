@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    if arguments.source == arguments.destination:
+    if _same(arguments.source, arguments.destination):
         raise ConfigurationError("source and destination are the same")
     source = named_storage(arguments.source, blob_directory=arguments.source_blobs)
     destination = named_storage(
@@ -62,6 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         if status or arguments.no_verify:
             return status
         return _verify(reading, destination, last_tid, progress)
+
+
+def _same(source: str, destination: str) -> bool:
+    if os.path.exists(source) and os.path.exists(destination):
+        return os.path.samefile(source, destination)
+    return source == destination
 
 
 def _copy(
