@@ -131,6 +131,14 @@ def test_a_blob_that_is_missing_in_both_is_no_difference(make: Make) -> None:
     assert differing(make("source", written), make("destination", written)) == []
 
 
+@pytest.mark.parametrize("empty_in", ["source", "destination"])
+def test_a_blob_that_is_missing_is_not_an_empty_one(make: Make, empty_in: str) -> None:
+    written = {True: replace(WRITTEN[1], blobs={2: b""}), False: replace(WRITTEN[1], blobs={})}
+    readings = [make(name, [WRITTEN[0], written[name == empty_in]]) for name in ("source", "destination")]
+    (told,) = differing(*readings)
+    assert told.endswith(f"object {p64(2).hex()} differs")
+
+
 def test_the_order_of_records_is_no_difference(make: Make) -> None:
     other = [
         replace(one, records=dict(reversed(one.records.items()))) for one in WRITTEN

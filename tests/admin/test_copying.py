@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,6 @@ def test_no_oid_of_the_copy_is_handed_out_again(source: Reading, opened: Open, t
     assert destination.new_oid() > highest
 
 
-def test_no_temporary_file_is_left(source: Reading, opened: Open, tmp_path: Path) -> None:
-    destination = opened(tmp_path / "copy.fs")
-    copied(source, destination)
-    assert list(Path(destination.temporaryDirectory()).iterdir()) == []
-
-
 def test_an_empty_source_makes_an_empty_destination(opened: Open, tmp_path: Path) -> None:
     tally = copied(Reading(opened(tmp_path / "a.fs"), "a"), opened(tmp_path / "b.fs"))
     assert (tally.transactions, tally.last_tid, tally.share) == (0, NO_TID, 1)
@@ -131,6 +126,7 @@ def test_a_copy_can_be_stopped_anywhere_and_gone_on_with(
         copying.prepare()
         with pytest.raises(Stopped):
             copying.run()
+        assert list(Path(destination.temporaryDirectory()).iterdir()) == []
         destination.close()
         there = contents_of_file(path, path.with_name(f"{point}-blobs"))
         assert there == expected[: len(there)]
@@ -206,6 +202,42 @@ def test_a_destination_that_fails(
     assert contents(destination) == expected[:failed]
     copied(source, destination)
     assert contents(destination) == expected
+
+
+def test_somebody_else_who_writes_to_the_destination(opened: Open, tmp_path: Path) -> None:
+    """The rest would come out of order."""
+    source, _ = reading_of_pages(tmp_path, opened)
+    destination = opened(tmp_path / "copy.fs", blobs=False)
+    own: list[bytes] = []
+
+    def tick(tally: Tally) -> None:
+        if tally.transactions == 3 and destination.lastTransaction() not in own:
+            meta = TransactionMetaData()
+            destination.tpc_abort(destination.tpc_transaction())
+            destination.tpc_begin(meta)
+            destination.tpc_vote(meta)
+            own.append(destination.tpc_finish(meta))
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        copied(source, destination, tick)
+    copying = Copying(source, destination, "the destination", go_on)
+    with pytest.raises(CopyFailed, match=rf"else writes to the destination: it has \w+ {own[0].hex()}"):
+        copying.run()
+    assert destination.lastTransaction() == own[0]
+
+
+class Unreadable(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_blob_that_cannot_be_read_is_the_sources_fault(
+    source: Reading, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source.storage, "openCommittedBlobFile", lambda oid, tid: Unreadable())
+    with pytest.raises(CopyFailed, match=r"^the source: the blob of object .* can't be read: OSError: "):
+        copied(source, opened(tmp_path / "copy.fs"))
 
 
 # What is refused --------------------------------------------------------------------------------------

@@ -95,6 +95,16 @@ def test_damage_in_the_middle_is_an_error_that_says_where(site: Site, damage: st
     assert any(tid in text for tid in tids), text
 
 
+def test_damage_at_the_end_is_not_taken_for_the_end(site: Site) -> None:
+    """Without an index nothing else tells that there was more."""
+    begin = positions(site.path)[5]
+    overwrite(site.path, begin, b"\x55" * (site.path.stat().st_size - begin))
+    site.path.with_name("site.fs.index").unlink()
+    with pytest.raises(CopyFailed, match="the source is damaged after transaction") as caught:
+        read(site.path)
+    assert caught.value.__notes__ == ["5 before it"]
+
+
 def test_what_a_commit_has_just_begun_to_write_is_no_damage(site: Site) -> None:
     """The file belongs to a running site."""
     begin = positions(site.path)[5]

@@ -42,6 +42,25 @@ def test_there_and_back(site: Site, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing to copy" in capsys.readouterr().out
 
 
+def test_by_a_configuration_file(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "sql.conf").write_text(
+        f"""
+        %import relstorage
+        <relstorage>
+          keep-history true
+          blob-dir {tmp_path}/sql-blobs
+          <sqlite3>
+            data-dir {tmp_path}/sql
+          </sqlite3>
+        </relstorage>
+        """
+    )
+    assert copy(site.path, tmp_path / "sql.conf", "--source-blobs", site.blobs) == 0
+    back = tmp_path / "back.fs"
+    assert copy(tmp_path / "sql.conf", back, "--destination-blobs", tmp_path / "back-blobs") == 0
+    assert contents_of_file(back, tmp_path / "back-blobs") == contents_of_file(site.path, site.blobs)
+
+
 def test_what_comes_later_is_copied_by_a_second_run(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,51 @@ def test_through_two_servers(
         assert contents_of_file(server.data_file) == expected
 
 
+class BlobServer(Server):
+    """ZEO's own server, which has blobs."""
+
+    @property
+    def blobs(self) -> Path:
+        return self.folder / "blobs"
+
+    def _configuration(self) -> str:
+        path = Path(super()._configuration())
+        path.write_text(path.read_text().replace("</filestorage>", f"blob-dir {self.blobs}\n</filestorage>"))
+        return str(path)
+
+
+def test_blobs_of_a_stock_server(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They come through ZEO's own client and its blob cache; its protocol can't bring them there."""
+    server = BlobServer("stock", tmp_path / "server")
+    server.folder.mkdir()
+    blobs = "--source-blobs", site.blobs, "--destination-blobs", server.blobs
+    assert copy(site.path, server.data_file, *blobs) == 0
+    server.start()
+    try:
+        uri = f"zeo://{address(server)}?blob_dir={tmp_path}/cache"
+        assert copy(uri, tmp_path / "copy.fs", "--destination-blobs", tmp_path / "copy-blobs") == 0
+        capsys.readouterr()
+        new = Site(tmp_path)
+        new.commit(more=new.blob(b"more"))
+        new.close()
+        assert copy(site.path, uri, "--source-blobs", site.blobs) == 1
+        assert f"is a blob, and {uri} can't take it" in capsys.readouterr().err
+    finally:
+        server.stop()
+    expected = contents_of_file(site.path, site.blobs)[:-1]
+    assert contents_of_file(tmp_path / "copy.fs", tmp_path / "copy-blobs") == expected
+    assert contents_of_file(server.data_file, server.blobs) == expected
+
+
+def test_by_uris(site: Site, tmp_path: Path) -> None:
+    source = f"file://{site.path}?blobstorage_dir={site.blobs}"
+    assert copy(source, f"file://{tmp_path}/copy.fs?blobstorage_dir={tmp_path}/copy-blobs") == 0
+    assert contents_of_file(tmp_path / "copy.fs", tmp_path / "copy-blobs") == contents_of_file(
+        site.path, site.blobs
+    )
+    assert (tmp_path / "copy.fs").read_bytes() == site.path.read_bytes()
+
+
 def test_by_configuration_files(site: Site, tmp_path: Path) -> None:
     (tmp_path / "from.conf").write_text(
         f"<filestorage>\npath {site.path}\nblob-dir {site.blobs}\n</filestorage>"
@@ -296,8 +341,14 @@ def test_an_interrupt(pages: Site, tmp_path: Path, number: str) -> None:
 
 def test_a_second_interrupt_does_not_wait(pages: Site, tmp_path: Path) -> None:
     path = tmp_path / "copy.fs"
-    twice = "send(signal.SIGINT, signal.SIGINT)"
-    done = copy_with(f"at(FileStorage, 'restore', 8, {twice})", pages.path, path)
+    setup = (
+        "def twice():\n"
+        "    send(signal.SIGINT, signal.SIGINT)()\n"
+        "    print('went on')\n"
+        "at(FileStorage, 'restore', 8, twice)"
+    )
+    done = copy_with(setup, pages.path, path)
+    assert done.stdout == ""
     assert done.returncode == 130
     assert done.stderr.startswith("zeoid: interrupted; ")
     check_beginning(pages, path)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from zeoid import limits
 from zeoid.admin.reading import Reading, Transaction, is_blob, shown
 from zeoid.errors import CopyFailed
 
@@ -46,9 +45,9 @@ def summary(reading: Reading, transaction: Transaction, tick: Tick) -> Summary:
 def _digest(reading: Reading, record: Any, tick: Tick) -> bytes:
     digest = hashlib.blake2b(record.data, digest_size=16)
     if is_blob(record):
-        with reading.blob(record) as file:
-            digest.update(b"no file" if file is None else b"file")
-            while file is not None and (piece := file.read(limits.COPY_PIECE_BYTES)):
+        with reading.blob(record) as pieces:
+            digest.update(b"no file" if pieces is None else b"file")
+            for piece in pieces or ():
                 digest.update(piece)
                 tick()
     return digest.digest()
@@ -129,10 +128,8 @@ def differences(source: Reading, destination: Reading, last: bytes, tick: Tick) 
 def _not_superseded(source: Reading, destination: Reading, ours: Summary, theirs: Summary) -> str:
     """What a destination without history lost though nothing newer took its place; empty if nothing."""
     for oid in ours.records:
-        if oid not in theirs.records:
-            newest = source.current_tid(oid)
-            if newest == ours.transaction.tid or destination.current_tid(oid) != newest:
-                return f"object {oid.hex()} is missing in the destination"
+        if oid not in theirs.records and source.current_tid(oid) != destination.current_tid(oid):
+            return f"object {oid.hex()} is missing in the destination"
     return ""
 
 

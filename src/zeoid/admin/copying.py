@@ -112,6 +112,7 @@ class Copying:
         meta = transaction.meta
         with contextlib.ExitStack() as stack:
             try:
+                self._check_alone(transaction.tid)
                 self._destination.tpc_begin(meta, transaction.tid, transaction.status)
                 for record in transaction:
                     self._copy_record(record, meta, stack)
@@ -130,6 +131,15 @@ class Copying:
                 raise
         self.tally.transactions += 1
         self.tally.last_tid = transaction.tid
+
+    def _check_alone(self, tid: bytes) -> None:
+        """Storages take a tid that is given to them as it is, even if it is not later than their last one."""
+        last = self._destination.lastTransaction() or NO_TID
+        if last >= tid:
+            raise CopyFailed(
+                f"somebody else writes to {self._name}: it has transaction {shown(last)}, and the next one "
+                f"of {self._source.name} is {shown(tid)}"
+            )
 
     def _abort(self, meta: Any) -> None:
         # What led to this is told; a storage that failed so that it can't abort forgets by itself.
@@ -154,8 +164,8 @@ class Copying:
 
     def _copy_blob(self, record: Any, meta: Any, stack: contextlib.ExitStack) -> bool:
         """Whether there was a blob to copy, together with its record."""
-        with self._source.blob(record) as file:
-            if file is None:
+        with self._source.blob(record) as pieces:
+            if pieces is None:
                 self._miss(record)
                 return False
             if not IBlobStorageRestoreable.providedBy(self._destination):
@@ -167,7 +177,7 @@ class Copying:
             descriptor, path = tempfile.mkstemp(".tmp", "copy", self._destination.temporaryDirectory())
             stack.callback(_remove, path)
             with os.fdopen(descriptor, "wb") as copy:
-                while piece := file.read(limits.COPY_PIECE_BYTES):
+                for piece in pieces:
                     copy.write(piece)
                     self.tally.size_bytes += len(piece)
                     self._tick(self.tally)

@@ -19,6 +19,7 @@ from ZODB.interfaces import IBlobStorage, IStorageIteration
 from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
+from zeoid import limits
 from zeoid.engines.datafile import tid_that_ends_at
 from zeoid.errors import ConfigurationError, CopyFailed
 from zeoid.model import NO_TID
@@ -73,7 +74,12 @@ class Reading:
         self.has_blobs: bool = IBlobStorage.providedBy(storage)
         self._data_file: str | None = storage.getName() if isinstance(storage, FileStorage) else None
         self._complaint = ""
-        self.last_tid: bytes = self._last_whole_tid() or NO_TID
+        try:
+            self.last_tid: bytes = self._last_whole_tid() or NO_TID
+        except ConfigurationError:
+            raise
+        except Exception as problem:
+            raise ConfigurationError(f"{name} can't be read: {why(problem)}") from problem
 
     def __enter__(self) -> "Reading":
         if self._data_file is not None:
@@ -184,31 +190,35 @@ class Reading:
             found = self.storage.loadBefore(oid, p64(u64(self.last_tid) + 1))
         except POSKeyError:
             return None
+        except Exception as problem:
+            raise CopyFailed(f"{self.name}: object {oid.hex()} can't be read: {why(problem)}") from problem
         return None if found is None else found[1]
 
     @contextlib.contextmanager
-    def blob(self, record: Any) -> Iterator[BinaryIO | None]:
-        """The file of a blob's record, None if it is missing.
+    def blob(self, record: Any) -> Iterator[Iterator[bytes] | None]:
+        """The pieces of the blob whose record this is, None if its file is missing.
 
-        CopyFailed if the storage was opened without its blobs.
+        CopyFailed if it can't be read, or the storage was opened without its blobs.
         """
+        what = f"object {record.oid.hex()} of transaction {shown(record.tid)}"
         if not self.has_blobs:
-            raise CopyFailed(
-                f"object {record.oid.hex()} of transaction {shown(record.tid)} is a blob, and {self.name} "
-                "was opened without a blob directory"
-            )
+            raise CopyFailed(f"{what} is a blob, and {self.name} was opened without a blob directory")
         try:
             file = self.storage.openCommittedBlobFile(record.oid, record.tid)
         except (POSKeyError, FileNotFoundError):
             yield None
             return
         except Exception as problem:
-            raise CopyFailed(
-                f"{self.name}: the blob of object {record.oid.hex()} in transaction {shown(record.tid)} "
-                f"can't be read: {why(problem)}"
-            ) from problem
+            raise CopyFailed(f"{self.name}: the blob of {what} can't be read: {why(problem)}") from problem
         with file:
-            yield file
+            yield self._pieces(file, what)
+
+    def _pieces(self, file: BinaryIO, what: str) -> Iterator[bytes]:
+        try:
+            while piece := file.read(limits.COPY_PIECE_BYTES):
+                yield piece
+        except OSError as problem:
+            raise CopyFailed(f"{self.name}: the blob of {what} can't be read: {why(problem)}") from problem
 
 
 def is_blob(record: Any) -> bool:

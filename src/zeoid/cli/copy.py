@@ -86,6 +86,7 @@ def _copy(
                 progress.say(
                     f"going on after transaction {shown(after)}, which {destination.name} has already"
                 )
+            progress.restart()
             copying.run()
         except CopyFailed as problem:
             progress.end_line()
