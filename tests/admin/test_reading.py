@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,22 +96,40 @@ def test_damage_in_the_middle_is_an_error_that_says_where(site: Site, damage: st
     assert any(tid in text for tid in tids), text
 
 
-def test_damage_at_the_end_is_not_taken_for_the_end(site: Site) -> None:
+@pytest.mark.parametrize("transaction", [0, 5])
+@pytest.mark.parametrize("rubbish", [b"\x55", b"\0"], ids=["rubbish", "zeros"])
+def test_damage_that_hides_all_that_follows_is_not_taken_for_the_end(
+    site: Site, rubbish: bytes, transaction: int
+) -> None:
     """Without an index nothing else tells that there was more."""
-    begin = positions(site.path)[5]
-    overwrite(site.path, begin, b"\x55" * (site.path.stat().st_size - begin))
+    begin = positions(site.path)[transaction]
+    overwrite(site.path, begin, rubbish * (site.path.stat().st_size - begin))
     site.path.with_name("site.fs.index").unlink()
-    with pytest.raises(CopyFailed, match="the source is damaged after transaction") as caught:
+    with pytest.raises(CopyFailed, match=f"is damaged .*: no transaction begins at {begin},") as caught:
         read(site.path)
-    assert caught.value.__notes__ == ["5 before it"]
+    assert caught.value.__notes__ == [f"{transaction} before it"]
 
 
-def test_what_a_commit_has_just_begun_to_write_is_no_damage(site: Site) -> None:
+@pytest.mark.parametrize("written_bytes", [1, 20, HEADER_BYTES + 40, None])
+def test_what_is_being_committed_is_no_damage(site: Site, written_bytes: int | None) -> None:
     """The file belongs to a running site."""
     begin = positions(site.path)[5]
     tids = read(site.path)
     overwrite(site.path, begin + 16, b"c")
+    if written_bytes is not None:
+        os.truncate(site.path, begin + written_bytes)
     assert read(site.path) == tids[:5]
+
+
+def test_what_is_committed_while_it_is_opened_is_no_damage(site: Site) -> None:
+    tids = read(site.path)
+    whole = site.path.read_bytes()
+    os.truncate(site.path, positions(site.path)[5])
+    storage = FileStorage(str(site.path), read_only=True)
+    site.path.write_bytes(whole)
+    with Reading(storage, "the source") as reading:
+        assert [transaction.tid for transaction in reading.transactions()] == tids[:5]
+    storage.close()
 
 
 def test_complaints_about_our_file_are_not_logged_and_others_are(

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ZODB.FileStorage import FileStorage
 from ZODB.interfaces import IBlobStorageRestoreable, IStorageRestoreable
 from ZODB.utils import p64, u64
 
@@ -133,7 +134,13 @@ class Copying:
         self.tally.last_tid = transaction.tid
 
     def _check_alone(self, tid: bytes) -> None:
-        """Storages take a tid that is given to them as it is, even if it is not later than their last one."""
+        """Storages take a tid that is given to them as it is, even if it is not later than their last one.
+
+        A data file is locked. (And FileStorage's lastTransaction is wrong until the next commit when it had
+        to cut off what was not finished.)
+        """
+        if isinstance(self._destination, FileStorage):
+            return
         last = self._destination.lastTransaction() or NO_TID
         if last >= tid:
             raise CopyFailed(

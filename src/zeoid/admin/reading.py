@@ -1,13 +1,14 @@
 """Reading all transactions of a storage, in order, so that nothing that is missing goes unnoticed.
 
-Owns what iterating over any ZODB storage takes: errors that say where they came up, and the two ways in which
+Owns what iterating over any ZODB storage takes: errors that say where they came up, and the ways in which
 storages end early without an error. FileStorage stops at a damaged place as if the file ended there, and says
-so in its log only; any other one must reach the transaction that it calls its last one. Must not know who
-reads, nor where storages come from.
+so in its log at most, both when it is opened and when it is read; any other storage must reach the
+transaction that it calls its last one. Must not know who reads, nor where storages come from.
 """
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO
 
@@ -20,7 +21,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
 from zeoid import limits
-from zeoid.engines.datafile import tid_that_ends_at
+from zeoid.engines.datafile import LENGTH, TRANSACTION_HEADER, UNFINISHED, tid_that_ends_at
 from zeoid.errors import ConfigurationError, CopyFailed
 from zeoid.model import NO_TID
 
@@ -40,6 +41,21 @@ def why(problem: BaseException) -> str:
 
 def _after(tid: bytes) -> str:
     return f"after transaction {shown(tid)}" if tid != NO_TID else "before its first transaction"
+
+
+def _may_follow(file: BinaryIO, end: int, last: bytes) -> bool:
+    """Whether a data file ends at *end*, or what follows may be of a process that commits at this time."""
+    file.seek(end)
+    header = file.read(TRANSACTION_HEADER.size)
+    if len(header) < TRANSACTION_HEADER.size:
+        return True
+    tid, length, status, *_ = TRANSACTION_HEADER.unpack(header)
+    if status == UNFINISHED:
+        return True
+    if tid <= last or end + length + LENGTH.size > os.fstat(file.fileno()).st_size:
+        return False
+    file.seek(end + length)
+    return file.read(LENGTH.size) == LENGTH.pack(length)
 
 
 class Transaction:
@@ -74,6 +90,7 @@ class Reading:
         self.has_blobs: bool = IBlobStorage.providedBy(storage)
         self._data_file: str | None = storage.getName() if isinstance(storage, FileStorage) else None
         self._complaint = ""
+        self._damaged_end = ""
         try:
             self.last_tid: bytes = self._last_whole_tid() or NO_TID
         except ConfigurationError:
@@ -105,16 +122,18 @@ class Reading:
         if self._data_file is None:
             last: bytes | None = self.storage.lastTransaction()
             return last
-
+        end: int = self.storage._pos
         with open(self._data_file, "rb") as file:
 
             def read(position: int, size: int) -> bytes:
                 file.seek(position)
                 return file.read(size)
 
-            last = tid_that_ends_at(read, self.storage._pos)
-        if last is None:
-            raise ConfigurationError(f"{self.name} is damaged: no transaction ends at {self.storage._pos:,}")
+            last = tid_that_ends_at(read, end)
+            if last is None:
+                raise ConfigurationError(f"{self.name} is damaged: no transaction ends at {end}")
+            if not _may_follow(file, end, last):
+                self._damaged_end = f"no transaction begins at {end}, where FileStorage takes the file to end"
         return last
 
     @property
@@ -130,15 +149,12 @@ class Reading:
         CopyFailed when one can't be read, is not later than the one before, or the last one is missing.
         """
         stop = self.last_tid if stop is None else stop
-        if stop == NO_TID:
-            return
         tid = NO_TID
 
         def where() -> str:
             return _after(tid)
 
         with self._iterator(start, stop) as records:
-            # Beyond the last one, too: what is damaged may have any tid.
             for record in self._checked(records, where):
                 if record.tid <= tid:
                     raise CopyFailed(f"{self.name}: {shown(record.tid)} is not later, though {where()}")
@@ -146,14 +162,17 @@ class Reading:
                     break
                 tid = record.tid
                 yield Transaction(record, self._records(record))
+                if tid == stop:
+                    break  # what follows may be half written
         if tid < stop == self.last_tid:
             raise CopyFailed(f"{self.name} ends {where()}, but its last transaction is {shown(stop)}")
+        if stop == self.last_tid and self._damaged_end:
+            raise CopyFailed(f"{self.name} is damaged {where()}: {self._damaged_end}")
 
     @contextlib.contextmanager
     def _iterator(self, start: bytes | None, stop: bytes) -> Iterator[Any]:
         try:
-            # FileStorage ends quietly at a tid that is later, also at one of rubbish.
-            iterator = self.storage.iterator(start, None if self._data_file is not None else stop)
+            iterator = self.storage.iterator(start, stop) if stop != NO_TID else ()
         except Exception as problem:
             raise CopyFailed(f"{self.name} can't be read: {why(problem)}") from problem
         try:
