@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from ZODB.blob import Blob, is_blob_record
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.serialize import referencesf
+from ZODB.utils import p64
 
 BLOB_BYTES = 3_000_000
+HEADER_BYTES = 23
+"""Of a transaction in a data file: tid, length, status, and the lengths of three texts."""
 
 
 class Site:
@@ -120,3 +124,34 @@ def contents_of_file(path: Path, blobs: Path | None = None) -> list[Any]:
         return contents(storage)
     finally:
         storage.close()
+
+
+# Damage -----------------------------------------------------------------------------------------------
+
+
+def positions(path: Path) -> list[int]:
+    """Where in the file each transaction begins."""
+    storage = FileStorage(str(path), read_only=True)
+    found = [of._tpos for of in storage.iterator()]
+    storage.close()
+    return found
+
+
+def overwrite(path: Path, position: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        file.write(data)
+
+
+DAMAGES: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
+    # What is written, and where, into a transaction that begins and ends there.
+    "zeros over the header": lambda begin, end: (begin, bytes(HEADER_BYTES)),
+    "rubbish over the header": lambda begin, end: (begin + 8, b"\xaa" * 15),
+    "a length that is too large": lambda begin, end: (begin + 8, p64(1 << 40)),
+    "a length that is wrong": lambda begin, end: (begin + 8, p64(end - begin - 9)),
+    "the second length is wrong": lambda begin, end: (end - 8, p64(17)),
+    "an invalid status": lambda begin, end: (begin + 16, b"x"),
+    "a tid that is not later": lambda begin, end: (begin, p64(1)),
+    "zeros over the first record": lambda begin, end: (begin + HEADER_BYTES + 80, bytes(120)),
+    "rubbish over everything": lambda begin, end: (begin, b"\x55" * (end - begin)),
+}

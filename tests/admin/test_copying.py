@@ -16,7 +16,17 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.utils import p64, u64
 
 import zeoid
-from tests.admin.databases import BLOB_BYTES, Site, contents, contents_of_file, write_history, write_pages
+from tests.admin.databases import (
+    BLOB_BYTES,
+    DAMAGES,
+    Site,
+    contents,
+    contents_of_file,
+    overwrite,
+    positions,
+    write_history,
+    write_pages,
+)
 from zeoid.admin.copying import Copying, Stopped, Tally
 from zeoid.admin.reading import Reading
 from zeoid.errors import ConfigurationError, CopyFailed
@@ -232,6 +242,47 @@ def test_somebody_else_who_writes_to_the_destination(
             copied(source, destination)
         assert f": it has transaction {finished[-1].hex()} (" in str(caught.value)
         assert [tid for tid, *_ in contents(other)] == [tid.hex() for tid in finished]
+
+
+def test_damage_at_the_end_is_told_by_every_run(opened: Open, tmp_path: Path) -> None:
+    """Also when there is nothing left to copy."""
+    site = Site(tmp_path, "pages", blobs=False)
+    write_pages(site, 3)
+    site.close()
+    with site.path.open("ab") as file:
+        file.write(b"\x55" * 1000)
+    source = Reading(opened(site.path, blobs=False, read_only=True), "the source")
+    destination = opened(tmp_path / "copy.fs", blobs=False)
+    for _ in range(2):
+        with pytest.raises(CopyFailed, match="the source is damaged after transaction"):
+            copied(source, destination)
+        assert len(contents(destination)) == 4
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damaged", [2, 3, 4])
+def test_a_copy_does_not_go_on_behind_the_damage(
+    opened: Open, tmp_path: Path, damage: str, damaged: int
+) -> None:
+    """In the last transaction that was copied, the next one, or the one after that."""
+    source, _ = reading_of_pages(tmp_path, opened)
+    path = tmp_path / "pages.fs"
+    expected = contents(source.storage)
+    destination = opened(tmp_path / "copy.fs", blobs=False)
+
+    def tick(tally: Tally) -> None:
+        if tally.transactions == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        copied(source, destination, tick)
+    begin, end = positions(path)[damaged : damaged + 2]
+    overwrite(path, *DAMAGES[damage](begin, end))
+    with Reading(source.storage, "the source") as source, pytest.raises((CopyFailed, ConfigurationError)):
+        copied(source, destination)
+    there = contents(destination)
+    assert there == expected[: len(there)]
+    assert len(there) in {2: [3], 3: [3, 4], 4: [3, 4, 5]}[damaged]
 
 
 class Unreadable(io.BytesIO):

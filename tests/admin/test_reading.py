@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,14 +12,11 @@ from typing import Any
 import pytest
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
-from ZODB.utils import p64
+from ZODB.utils import p64, u64
 
-from tests.admin.databases import Site, write_pages
+from tests.admin.databases import DAMAGES, HEADER_BYTES, Site, overwrite, positions, write_pages
 from zeoid.admin.reading import Reading, Transaction
 from zeoid.errors import ConfigurationError, CopyFailed
-
-HEADER_BYTES = 23
-"""Of a transaction in a data file: tid, length, status, and the lengths of three texts."""
 
 
 @pytest.fixture
@@ -48,36 +45,8 @@ def read(path: Path) -> list[bytes]:
     return tids
 
 
-def positions(path: Path) -> list[int]:
-    """Where in the file each transaction begins."""
-    storage = FileStorage(str(path), read_only=True)
-    found = [of._tpos for of in storage.iterator()]
-    storage.close()
-    return found
-
-
-def overwrite(path: Path, position: int, data: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(position)
-        file.write(data)
-
-
 def test_all_is_read(site: Site) -> None:
     assert len(read(site.path)) == 6
-
-
-DAMAGES: dict[str, Callable[[int, int], tuple[int, bytes]]] = {
-    # What is written, and where, into a transaction that begins and ends there.
-    "zeros over the header": lambda begin, end: (begin, bytes(HEADER_BYTES)),
-    "rubbish over the header": lambda begin, end: (begin + 8, b"\xaa" * 15),
-    "a length that is too large": lambda begin, end: (begin + 8, p64(1 << 40)),
-    "a length that is wrong": lambda begin, end: (begin + 8, p64(end - begin - 9)),
-    "the second length is wrong": lambda begin, end: (end - 8, p64(17)),
-    "an invalid status": lambda begin, end: (begin + 16, b"x"),
-    "a tid that is not later": lambda begin, end: (begin, p64(1)),
-    "zeros over the first record": lambda begin, end: (begin + HEADER_BYTES + 80, bytes(120)),
-    "rubbish over everything": lambda begin, end: (begin, b"\x55" * (end - begin)),
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -119,6 +88,28 @@ def test_what_is_being_committed_is_no_damage(site: Site, written_bytes: int | N
     if written_bytes is not None:
         os.truncate(site.path, begin + written_bytes)
     assert read(site.path) == tids[:5]
+
+
+@pytest.mark.parametrize("unfinished", [False, True], ids=["whole", "while it is written"])
+def test_reading_from_a_tid_on(site: Site, unfinished: bool) -> None:
+    """Also where ZODB can't find its way back from the end of the file."""
+    tids = read(site.path)
+    if unfinished:
+        with site.path.open("ab") as file:
+            file.write(p64(1 << 62) + p64(1000) + b"c" + bytes(100))
+    storage = FileStorage(str(site.path), read_only=True)
+    with Reading(storage, "the source") as reading:
+
+        def found(start: bytes, stop: bytes | None = None) -> list[bytes]:
+            return [transaction.tid for transaction in reading.transactions(start, stop)]
+
+        for number, tid in enumerate(tids):
+            assert found(tid) == tids[number:]
+            assert found(p64(u64(tid) - 1)) == tids[number:]
+            assert found(tid, tid) == [tid]
+        assert found(p64(1)) == tids
+        assert found(p64(u64(tids[2]) + 1), p64(u64(tids[3]) - 1)) == []
+    storage.close()
 
 
 def test_what_is_committed_while_it_is_opened_is_no_damage(site: Site) -> None:

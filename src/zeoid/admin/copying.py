@@ -18,7 +18,7 @@ from typing import Any
 
 from ZODB.FileStorage import FileStorage
 from ZODB.interfaces import IBlobStorageRestoreable, IStorageRestoreable
-from ZODB.utils import p64, u64
+from ZODB.utils import u64
 
 from zeoid import limits
 from zeoid.admin.comparing import check_prefix
@@ -100,12 +100,18 @@ class Copying:
         transactions up to `tally.last_tid`.
         """
         after = self.tally.last_tid
-        start = None if after == NO_TID else p64(u64(after) + 1)
-        if after < self._source.last_tid:
-            for transaction in self._source.transactions(start):
-                if self._first_tid == NO_TID:
-                    self._first_tid = transaction.tid
-                self._copy(transaction)
+        transactions = self._source.transactions(None if after == NO_TID else after)
+        if after != NO_TID:
+            # Whoever looks for a transaction in a damaged file may find another one, and pass some over.
+            found = next(transactions, None)
+            if found is None or found.tid != after:
+                raise CopyFailed(
+                    f"{self._source.name} is damaged: transaction {shown(after)} isn't found again"
+                )
+        for transaction in transactions:
+            if self._first_tid == NO_TID:
+                self._first_tid = transaction.tid
+            self._copy(transaction)
         self.tally.share = 1.0
         self._tick(self.tally)
 

@@ -1,14 +1,13 @@
 """Reading all transactions of a storage, in order, so that nothing that is missing goes unnoticed.
 
-Owns what iterating over any ZODB storage takes: errors that say where they came up, and the ways in which
-storages end early without an error. FileStorage stops at a damaged place as if the file ended there, and says
-so in its log at most, both when it is opened and when it is read; any other storage must reach the
-transaction that it calls its last one. Must not know who reads, nor where storages come from.
+Owns what iterating over any ZODB storage takes: errors that say where they came up, and that a storage that
+ends early is found out. FileStorage stops at a damaged place as if the file ended there, and says so in its
+log at most; any other storage must reach the transaction that it calls its last one. Must not know who reads,
+nor where storages come from.
 """
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, BinaryIO
 
@@ -21,7 +20,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
 from zeoid import limits
-from zeoid.engines.datafile import LENGTH, TRANSACTION_HEADER, UNFINISHED, tid_that_ends_at
+from zeoid.admin.datafiles import DataFile
 from zeoid.errors import ConfigurationError, CopyFailed
 from zeoid.model import NO_TID
 
@@ -41,21 +40,6 @@ def why(problem: BaseException) -> str:
 
 def _after(tid: bytes) -> str:
     return f"after transaction {shown(tid)}" if tid != NO_TID else "before its first transaction"
-
-
-def _may_follow(file: BinaryIO, end: int, last: bytes) -> bool:
-    """Whether a data file ends at *end*, or what follows may be of a process that commits at this time."""
-    file.seek(end)
-    header = file.read(TRANSACTION_HEADER.size)
-    if len(header) < TRANSACTION_HEADER.size:
-        return True
-    tid, length, status, *_ = TRANSACTION_HEADER.unpack(header)
-    if status == UNFINISHED:
-        return True
-    if tid <= last or end + length + LENGTH.size > os.fstat(file.fileno()).st_size:
-        return False
-    file.seek(end + length)
-    return file.read(LENGTH.size) == LENGTH.pack(length)
 
 
 class Transaction:
@@ -88,11 +72,14 @@ class Reading:
         #: A history-free RelStorage keeps the newest revision of each object, and nothing of transactions.
         self.keeps_history: bool = getattr(storage, "keep_history", True) is not False
         self.has_blobs: bool = IBlobStorage.providedBy(storage)
-        self._data_file: str | None = storage.getName() if isinstance(storage, FileStorage) else None
         self._complaint = ""
-        self._damaged_end = ""
+        self._data_file: DataFile | None = None
         try:
-            self.last_tid: bytes = self._last_whole_tid() or NO_TID
+            if isinstance(storage, FileStorage):
+                self._data_file = DataFile(storage, name)
+                self.last_tid: bytes = self._data_file.last_tid
+            else:
+                self.last_tid = storage.lastTransaction() or NO_TID
         except ConfigurationError:
             raise
         except Exception as problem:
@@ -109,32 +96,10 @@ class Reading:
     def _hear(self, record: logging.LogRecord) -> bool:
         """Take what is logged about our file for ourselves."""
         text = record.getMessage()
-        if record.levelno < logging.WARNING or self._data_file is None or self._data_file not in text:
+        if record.levelno < logging.WARNING or self._data_file is None or self._data_file.path not in text:
             return True
         self._complaint = self._complaint or text
         return False
-
-    def _last_whole_tid(self) -> bytes | None:
-        """Of a data file, the last transaction of those that were found whole when it was opened.
-
-        FileStorage's own answer may be one that another process is just committing, or a damaged one.
-        """
-        if self._data_file is None:
-            last: bytes | None = self.storage.lastTransaction()
-            return last
-        end: int = self.storage._pos
-        with open(self._data_file, "rb") as file:
-
-            def read(position: int, size: int) -> bytes:
-                file.seek(position)
-                return file.read(size)
-
-            last = tid_that_ends_at(read, end)
-            if last is None:
-                raise ConfigurationError(f"{self.name} is damaged: no transaction ends at {end}")
-            if not _may_follow(file, end, last):
-                self._damaged_end = f"no transaction begins at {end}, where FileStorage takes the file to end"
-        return last
 
     @property
     def size_bytes(self) -> int | None:
@@ -166,13 +131,20 @@ class Reading:
                     break  # what follows may be half written
         if tid < stop == self.last_tid:
             raise CopyFailed(f"{self.name} ends {where()}, but its last transaction is {shown(stop)}")
-        if stop == self.last_tid and self._damaged_end:
-            raise CopyFailed(f"{self.name} is damaged {where()}: {self._damaged_end}")
+        if stop == self.last_tid and self._data_file is not None and self._data_file.damaged_end:
+            raise CopyFailed(f"{self.name} is damaged {where()}: {self._data_file.damaged_end}")
 
     @contextlib.contextmanager
     def _iterator(self, start: bytes | None, stop: bytes) -> Iterator[Any]:
         try:
-            iterator = self.storage.iterator(start, stop) if stop != NO_TID else ()
+            if stop == NO_TID:
+                iterator: Any = ()
+            elif self._data_file is not None:
+                iterator = self._data_file.iterator(start, stop)
+            else:
+                iterator = self.storage.iterator(start, stop)
+        except CopyFailed:
+            raise
         except Exception as problem:
             raise CopyFailed(f"{self.name} can't be read: {why(problem)}") from problem
         try:
