@@ -259,6 +259,14 @@ def test_damage_at_the_end_is_told_by_every_run(opened: Open, tmp_path: Path) ->
         assert len(contents(destination)) == 4
 
 
+def test_the_place_to_go_on_from_must_be_found_again(opened: Open, tmp_path: Path) -> None:
+    source, tids = reading_of_pages(tmp_path, opened)
+    copying = Copying(source, opened(tmp_path / "copy.fs"), "the destination", go_on)
+    copying.tally.last_tid = p64(u64(tids[2]) + 1)
+    with pytest.raises(CopyFailed, match="isn't found again"):
+        copying.run()
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("damaged", [2, 3, 4])
 def test_a_copy_does_not_go_on_behind_the_damage(
