@@ -43,6 +43,10 @@ class ConfigurationError(ZeoidError):
     """Something that whoever starts the program must mend. The message is one line and says how."""
 
 
+class CopyFailed(ZeoidError):
+    """Copying a database, or comparing two, can't go on. The message is one line and says where."""
+
+
 class ClientError(ZeoidError, StorageError):  # type: ignore[misc]
     """Base of what a client storage raises by itself."""
 

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import checkpoint, journal, recover, serve
+from zeoid.cli import checkpoint, copy, journal, recover, serve
 from zeoid.errors import ConfigurationError
 
-_VERBS = {"serve": serve, "checkpoint": checkpoint, "recover": recover, "journal": journal}
+_VERBS = {"serve": serve, "copy": copy, "checkpoint": checkpoint, "recover": recover, "journal": journal}
 
 
 def parser() -> argparse.ArgumentParser:
