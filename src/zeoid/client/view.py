@@ -69,16 +69,14 @@ class View:
         if not sound:
             raise ServerError("the server answered a load with what is no revision")
         oid, mark = asked
-        lock = self._lock
-        lock.acquire()  # a new connection may be catching up while the old one's last replies come in
-        try:
+        # A new connection may be catching up while the old one's last replies come in. (An interruption can
+        # come between a bare acquire and what releases it, but not into a `with`.)
+        with self._lock:
             if end is None and mark != self.mark:
                 known, end = self._ended_since(mark, oid, start)
                 if not known:
                     return data, start, None
             self.cache.store(oid, start, end, data)
-        finally:
-            lock.release()
         return data, start, end
 
     def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:
