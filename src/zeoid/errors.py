@@ -43,6 +43,10 @@ class ConfigurationError(ZeoidError):
     """Something that whoever starts the program must mend. The message is one line and says how."""
 
 
+class PackCancelled(ZeoidError):
+    """A pack was given up, because somebody asked for that. The storage is as it was before."""
+
+
 class ClientError(ZeoidError, StorageError):  # type: ignore[misc]
     """Base of what a client storage raises by itself."""
 

@@ -417,7 +417,7 @@ class Slow(StorageEngine):
         self._wait()
         return []
 
-    def pack(self, time: float) -> None:
+    def pack(self, time: float, progress: Any = None) -> None:
         self._wait()
 
     def _wait(self) -> None:
@@ -458,7 +458,7 @@ def test_commits_go_on_during_a_pack(start: Start, slow: Slow) -> None:
 
 
 def test_a_stop_waits_for_a_pack(start: Start, slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """It can't be interrupted; but nobody waits for its answer any more."""
+    """That of this storage can't be interrupted; but nobody waits for its answer any more."""
     running = start(storages={"1": slow})
     with RawClient(running.address) as client:
         client.register().start("pack", 1_700_000_000.0, True)
@@ -467,7 +467,7 @@ def test_a_stop_waits_for_a_pack(start: Start, slow: Slow, caplog: pytest.LogCap
         stopping.start()
         client.read_to_end()
         wait_until(
-            lambda: "waiting for the pack of storage '1' to end: it can't be interrupted" in caplog.messages,
+            lambda: "waiting for the pack of storage '1' to end: a pack of this storage can't" in caplog.text,
             "the server says what it waits for",
         )
         slow.may_go_on.set()

@@ -5,10 +5,16 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import checkpoint, journal, recover, serve
+from zeoid.cli import checkpoint, journal, pack, recover, serve
 from zeoid.errors import ConfigurationError
 
-_VERBS = {"serve": serve, "checkpoint": checkpoint, "recover": recover, "journal": journal}
+_VERBS = {
+    "serve": serve,
+    "pack": pack,
+    "checkpoint": checkpoint,
+    "recover": recover,
+    "journal": journal,
+}
 
 
 def parser() -> argparse.ArgumentParser:
