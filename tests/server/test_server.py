@@ -27,7 +27,7 @@ from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ConfigurationError
 from zeoid.model import MAX_TID, NO_TID
-from zeoid.ports import Engine
+from zeoid.ports import Engine, PackStep
 from zeoid.server.server import StorageFailure, StorageServer, serve_forever
 
 A = p64(1)
@@ -473,6 +473,40 @@ def test_a_stop_waits_for_a_pack(start: Start, slow: Slow, caplog: pytest.LogCap
         slow.may_go_on.set()
         stopping.join(WAIT_S)
     assert running.problem is None
+
+
+class Patient(StorageEngine):
+    """An engine that packs until it is told not to."""
+
+    can_cancel_pack = True
+
+    def __init__(self, storage: Any) -> None:
+        super().__init__(storage)
+        self.at_work = threading.Event()
+
+    def pack(self, time: float, progress: Any = None) -> None:
+        pause = threading.Event()
+        while True:
+            progress.report(PackStep("copying", 50.0))
+            self.at_work.set()
+            pause.wait(0.01)
+
+
+def test_a_stop_cancels_a_pack(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    patient = Patient(open_memory()._storage)
+    running = start(storages={"1": patient})
+    with RawClient(running.address) as client:
+        client.register().start("pack", 1_700_000_000.0, True)
+        assert patient.at_work.wait(WAIT_S)
+        running.stop()
+        client.read_to_end()
+    assert running.problem is None
+    lines = [line for line in caplog.messages if "pack of storage" in line]
+    assert lines == [
+        "the server, which stops, cancels the pack of storage '1'",
+        "the pack of storage '1' was cancelled",
+    ]
 
 
 class SlowDisk(ParallelEngine):

@@ -121,7 +121,7 @@ class _Command:
         try:
             return self._watched() if watched else self._unwatched()
         except KeyboardInterrupt:
-            how = "and can't be told to stop"
+            how = "it can't be told to stop"
             if watched:
                 named = "" if self._name == "1" else f" -S {self._name}"
                 how = f"to stop that: zeoid pack --cancel{named} {self._address}"
