@@ -76,7 +76,9 @@ def test_a_bar_is_as_long_as_the_percentage() -> None:
 
 
 def test_a_bar_is_full_at_the_end_only() -> None:
-    assert "." in bar(status(percent=99.9)).partition("]")[0]
+    almost = bar(status(percent=99.9))
+    assert "." in almost.partition("]")[0]
+    assert " 99 %" in almost
 
 
 @pytest.mark.parametrize(

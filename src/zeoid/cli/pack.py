@@ -98,7 +98,7 @@ def bar(status: Status) -> str:
 
 def told(status: Status) -> str:
     """How far a pack is, in words."""
-    parts = [] if status["percent"] is None else [f"{status['percent']:3.0f} %"]
+    parts = [] if status["percent"] is None else [f"{int(status['percent']):3} %"]
     parts.append("cancelling" if status["cancelling"] else status["phase"])
     if status["phase"] == "tracing":
         parts.append(f"{status['objects']:,} of {status['objects_total']:,} objects")
