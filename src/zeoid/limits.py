@@ -58,6 +58,12 @@ PREPARE_INLINE_OPERATIONS: Final = 200
 JOURNAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 #: … but no more than so many wait for that.
 JOURNAL_SPARES: Final = 4
+#: A pack tells how far it has come, and looks whether it is to go on, after so many headers of records.
+PACK_REPORT_RECORDS: Final = 100
+#: What was committed while a file was packed is copied while others commit, until no more than this is left …
+PACK_LAST_BYTES: Final = 64 * 1024
+#: … or in so many rounds. The last of it is copied while commits wait.
+PACK_ROUNDS: Final = 20
 #: Client-made ids of transactions remembered, committed ones and refused ones each, for `outcome`.
 OUTCOMES: Final = 10_000
 #: Rounds of client-side conflict resolution. A stock client that still has conflicts after its ninth vote
@@ -87,6 +93,10 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 1.0
 #: Packing may take hours. A dead server is noticed by the connection's own time-out, not by this one.
 PACK_TIMEOUT_S: Final = 7 * 24 * 3600.0
+#: `zeoid pack` asks this often how far the pack has come …
+PACK_POLL_S: Final = 0.25
+#: … and says so this often where it does not write to a terminal.
+PACK_TELL_S: Final = 10.0
 #: The waits between rounds of connection attempts grow from the first to the last, with jitter.
 RECONNECT_FIRST_S: Final = 0.05
 RECONNECT_LAST_S: Final = 5.0

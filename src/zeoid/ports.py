@@ -121,10 +121,43 @@ class Engine(Protocol):
     def checkpoint(self) -> bytes:
         """Have everything committed so far in the storage's own files, durable there; the tid reached."""
 
-    def pack(self, time: float) -> None:
-        """Remove what is not needed to read the state at *time* (seconds since the epoch) and later."""
+    @property
+    def can_cancel_pack(self) -> bool:
+        """Whether a pack tells how far it has come, and heeds that it is to be given up."""
+
+    def pack(self, time: float, progress: "PackProgress") -> None:
+        """Remove what is not needed to read the state at *time* (seconds since the epoch) and later.
+
+        If *progress* raises PackCancelled, that is passed on, and the storage is as it was before.
+        """
 
     def close(self) -> None: ...
+
+
+@frozen
+class PackStep:
+    """How far a pack has come."""
+
+    #: What it is doing: a word for people.
+    phase: str
+    #: Of its time, as far as that can be known, and never less than before. None if nothing is known.
+    percent: float | None = None
+    #: Objects found so far that are to stay, and those that there are.
+    objects: int = 0
+    objects_total: int = 0
+    #: How far the file has been gone through in this phase, and its size.
+    bytes: int = 0
+    bytes_total: int = 0
+
+
+class PackProgress(Protocol):
+    """Whom an engine tells how its pack comes along, from the thread that packs."""
+
+    def report(self, step: PackStep) -> None:
+        """Raises PackCancelled if the pack is to be given up."""
+
+    def begin_replacing(self) -> None:
+        """From now on the pack can't be given up. Raises PackCancelled if that was asked for before."""
 
 
 class Prepared:

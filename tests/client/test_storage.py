@@ -48,7 +48,7 @@ from tests.client.scenes import (
 )
 from tests.peers import wait_until
 from zeoid import ClientStorage, limits
-from zeoid.errors import ConfigurationError, Disconnected, TimedOut
+from zeoid.errors import ConfigurationError, Disconnected, ServerError, TimedOut
 from zeoid.model import MAX_TID, NO_TID
 from zeoid.testing import INFO, ScriptedConnection
 from zeoid.wire.messages import EXTENSIONS
@@ -289,6 +289,28 @@ def test_packing(scene: Scene) -> None:
     connection.send(connection.fault(call, StorageError("no room")))
     with pytest.raises(StorageError, match="no room"):
         packing.result()
+
+
+def test_how_far_a_pack_is_and_giving_it_up(scene: Scene) -> None:
+    server = scene.server()
+    storage = scene.storage(server)
+    connection = server.accept()
+    connection.welcome(T1, extensions=EXTENSIONS)
+    wait_until(storage.is_connected, "a connection")
+    status = {"number": 1, "state": "running"}
+    assert asked(connection, storage.pack_status, "pack_status", (), status) == status
+    assert asked(connection, storage.cancel_pack, "pack_cancel", (), None) is None
+    with pytest.raises(StorageError, match=r"^it is too late$"):
+        asked(connection, storage.cancel_pack, "pack_cancel", (), "it is too late")
+
+
+def test_a_stock_server_tells_nothing_of_its_packs(scene: Scene) -> None:
+    """It is not even asked: it would close the connection."""
+    storage, connection = scene.connected(T1)
+    assert storage.pack_status() is None
+    with pytest.raises(ServerError, match="can't cancel"):
+        storage.cancel_pack()
+    asked(connection, storage.ping, "ping", (), None)
 
 
 # Every wait ends --------------------------------------------------------------------------------------

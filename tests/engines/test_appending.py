@@ -640,6 +640,26 @@ def test_a_pack_with_nothing_to_remove(database: Database) -> None:
     assert len(database.told()) == 2
 
 
+def test_a_packed_file_that_cant_be_synced_is_given_up(path: Path, start: Start, no_keeper: None) -> None:
+    """Nothing was acknowledged that is only there: the engine goes on."""
+    disk = FaultyDisk(path.parent)
+    database = start(path, disk)
+    database.store(ROOT)
+    database.store(ROOT)
+
+    def fail(operation: str, where: str) -> None:
+        if operation == "sync" and where.endswith(".pack"):
+            raise OSError(errno.ENOSPC, "full")
+
+    disk.on_operation = fail
+    with pytest.raises(OSError, match="full"):
+        database.pack(2)
+    assert database.engine.failure == ""
+    assert not Path(f"{path}.pack").exists()
+    database.store(ROOT)
+    assert len(database.told()) == 3
+
+
 @pytest.mark.parametrize("name", ["sync", "sync_directory"])
 def test_a_disk_that_fails_while_a_pack_ends(path: Path, start: Start, no_keeper: None, name: str) -> None:
     disk = FaultyDisk(path.parent)
@@ -648,8 +668,8 @@ def test_a_disk_that_fails_while_a_pack_ends(path: Path, start: Start, no_keeper
     database.store(ROOT)
     told = database.told()
 
-    def fail(operation: str, _: str) -> None:
-        if operation == name:
+    def fail(operation: str, where: str) -> None:
+        if operation == name and not where.endswith(".pack"):
             raise OSError(errno.EIO, "broken")
 
     disk.on_operation = fail

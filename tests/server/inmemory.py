@@ -204,13 +204,13 @@ class MemoryHouse:
         self.slow.submit(work, done)
 
     def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None:
-        hosted.pack_begins()
+        progress = hosted.pack_begins(time)
 
         def landed(_: Any, problem: BaseException | None) -> None:
-            hosted.pack_ended()
+            hosted.pack_ended(problem)
             done(problem)
 
-        self.packs.submit(lambda: hosted.engine.pack(time), landed)
+        self.packs.submit(lambda: hosted.engine.pack(time, progress), landed)
 
     def work(self) -> None:
         """Have the threads do what votes and finishes wait for."""

@@ -27,7 +27,7 @@ from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ConfigurationError
 from zeoid.model import MAX_TID, NO_TID
-from zeoid.ports import Engine
+from zeoid.ports import Engine, PackStep
 from zeoid.server.server import StorageFailure, StorageServer, serve_forever
 
 A = p64(1)
@@ -417,7 +417,7 @@ class Slow(StorageEngine):
         self._wait()
         return []
 
-    def pack(self, time: float) -> None:
+    def pack(self, time: float, progress: Any = None) -> None:
         self._wait()
 
     def _wait(self) -> None:
@@ -458,7 +458,7 @@ def test_commits_go_on_during_a_pack(start: Start, slow: Slow) -> None:
 
 
 def test_a_stop_waits_for_a_pack(start: Start, slow: Slow, caplog: pytest.LogCaptureFixture) -> None:
-    """It can't be interrupted; but nobody waits for its answer any more."""
+    """That of this storage can't be interrupted; but nobody waits for its answer any more."""
     running = start(storages={"1": slow})
     with RawClient(running.address) as client:
         client.register().start("pack", 1_700_000_000.0, True)
@@ -467,12 +467,46 @@ def test_a_stop_waits_for_a_pack(start: Start, slow: Slow, caplog: pytest.LogCap
         stopping.start()
         client.read_to_end()
         wait_until(
-            lambda: "waiting for the pack of storage '1' to end: it can't be interrupted" in caplog.messages,
+            lambda: "waiting for the pack of storage '1' to end: a pack of this storage can't" in caplog.text,
             "the server says what it waits for",
         )
         slow.may_go_on.set()
         stopping.join(WAIT_S)
     assert running.problem is None
+
+
+class Patient(StorageEngine):
+    """An engine that packs until it is told not to."""
+
+    can_cancel_pack = True
+
+    def __init__(self, storage: Any) -> None:
+        super().__init__(storage)
+        self.at_work = threading.Event()
+
+    def pack(self, time: float, progress: Any = None) -> None:
+        pause = threading.Event()
+        while True:
+            progress.report(PackStep("copying", 50.0))
+            self.at_work.set()
+            pause.wait(0.01)
+
+
+def test_a_stop_cancels_a_pack(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    patient = Patient(open_memory()._storage)
+    running = start(storages={"1": patient})
+    with RawClient(running.address) as client:
+        client.register().start("pack", 1_700_000_000.0, True)
+        assert patient.at_work.wait(WAIT_S)
+        running.stop()
+        client.read_to_end()
+    assert running.problem is None
+    lines = [line for line in caplog.messages if "pack of storage" in line]
+    assert lines == [
+        "the server, which stops, cancels the pack of storage '1'",
+        "the pack of storage '1' was cancelled",
+    ]
 
 
 class SlowDisk(ParallelEngine):

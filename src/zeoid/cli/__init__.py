@@ -5,10 +5,17 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import checkpoint, copy, journal, recover, serve
+from zeoid.cli import checkpoint, copy, journal, pack, recover, serve
 from zeoid.errors import ConfigurationError
 
-_VERBS = {"serve": serve, "copy": copy, "checkpoint": checkpoint, "recover": recover, "journal": journal}
+_VERBS = {
+    "serve": serve,
+    "copy": copy,
+    "pack": pack,
+    "checkpoint": checkpoint,
+    "recover": recover,
+    "journal": journal,
+}
 
 
 def parser() -> argparse.ArgumentParser:

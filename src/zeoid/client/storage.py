@@ -22,7 +22,13 @@ import zope.interface
 from ZODB import interfaces
 from ZODB.BaseStorage import copy
 from ZODB.ConflictResolution import ConflictResolvingStorage
-from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError, StorageTransactionError
+from ZODB.POSException import (
+    ConflictError,
+    POSKeyError,
+    ReadOnlyError,
+    StorageError,
+    StorageTransactionError,
+)
 
 from zeoid import limits
 from zeoid.addresses import parse_addresses
@@ -481,6 +487,31 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         time_s = (time.time() if t is None else t) - days * 86400
         channel = self._link.channel(self._timeout_s)
         channel.call("pack", (time_s, bool(wait)), limits.PACK_TIMEOUT_S if wait else self._timeout_s)
+
+    def pack_status(self) -> dict[str, Any] | None:
+        """How far the server's pack of this storage is, or how the last one ended: see docs/protocol.md.
+
+        None if the server can't tell, as ZEO's can't.
+        """
+
+        def ask(channel: Channel, left_s: float) -> Any:
+            known = "pack_status" in channel.extensions
+            return channel.call("pack_status", (), left_s) if known else None
+
+        status: dict[str, Any] | None = self._repeatedly(ask)
+        return status
+
+    def cancel_pack(self) -> None:
+        """Have the server give up the pack that is under way. `pack_status` tells when that is done.
+
+        StorageError if there is none, or it can't be cancelled (any more); then it goes on.
+        """
+        channel = self._link.channel(self._timeout_s)
+        if "pack_cancel" not in channel.extensions:
+            raise ServerError("this server can't cancel a pack")
+        refusal = channel.call("pack_cancel", (), self._timeout_s)
+        if refusal is not None:
+            raise StorageError(str(refusal))
 
     def checkpoint(self) -> bytes:
         """Have the server make its data file complete and durable by itself; the tid that it reaches.

@@ -213,6 +213,20 @@ class Appender:
         storage = self._storage
         return place_of(self._disk, storage._file.fileno(), storage._pos)
 
+    def sync_file(self, path: str) -> None:
+        """Have a file durable that is not in use yet. If that fails, it is only that file that is spoilt."""
+        file = self._disk.open(path, create=False, read_only=False)
+        try:
+            self._disk.sync(file)
+        finally:
+            self._disk.close(file)
+
+    def discard(self, path: str) -> None:
+        """Remove what a pack has made, if it has come so far, and if possible."""
+        with contextlib.suppress(OSError):
+            if self._disk.exists(path):
+                self._disk.unlink(path)
+
     def settle_either(self, packed_path: str, length: int) -> None:
         """A pack has made *packed_path*, and will replace the data file by it. The commit lock is held."""
         storage, disk = self._storage, self._disk

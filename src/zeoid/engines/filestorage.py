@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from ZODB.Connection import TransactionMetaData
-from ZODB.FileStorage.FileStorage import FileStorageQuotaError
+from ZODB.FileStorage.FileStorage import FileStorage, FileStorageQuotaError
 from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import (
     ConflictError,
@@ -36,6 +36,7 @@ from zeoid import limits
 from zeoid.engines.appending import Appender
 from zeoid.engines.datafile import FIELD_LIMIT_BYTES, RECORD_HEADER, transaction_bytes
 from zeoid.engines.journal import LoggedTransaction, Record
+from zeoid.engines.packing import UNWATCHED, pack
 from zeoid.engines.resolving import Resolver
 from zeoid.engines.storage import StorageEngine, refuse_empty, undone_tid
 from zeoid.engines.undoing import Pending, restore, undo
@@ -51,7 +52,7 @@ from zeoid.model import (
     TransactionInfo,
     Undo,
 )
-from zeoid.ports import Commit, Outcomes, Prepared, TransactionRecord
+from zeoid.ports import Commit, Outcomes, PackProgress, Prepared, TransactionRecord
 
 log = logging.getLogger("zeoid.server")
 _HEADER_BYTES = RECORD_HEADER.size
@@ -109,9 +110,13 @@ class FileStorageEngine(StorageEngine):
         self._oids = threading.Lock()
         self._oid_mark = max(oid_mark, storage._oid)
         self._keeper: _Keeper | None = None
+        self._packer = storage.packer
+        #: A packer that a configuration brought along is left alone, but can't be watched.
+        self.can_cancel_pack = self._packer is FileStorage.packer
+        self._progress: PackProgress = UNWATCHED
         if appender is not None:
             storage.set_max_oid(self._oid_mark)
-            self._packer, storage.packer = storage.packer, self._pack_beside
+            storage.packer = self._pack_beside
             self._keeper = _Keeper(appender, self.name)
 
     # Reading --------------------------------------------------------------------------------------
@@ -265,23 +270,41 @@ class FileStorageEngine(StorageEngine):
             raise ReadOnlyError()
         return self._appender.checkpoint()
 
-    def pack(self, time: float) -> None:
+    def pack(self, time: float, progress: PackProgress = UNWATCHED) -> None:
         if self.failure:  # what is behind the file's end is not for a pack to read
             raise OSError(self.failure)
-        super().pack(time)
+        self._progress = progress
+        try:
+            super().pack(time, progress)
+        finally:
+            self._progress = UNWATCHED
         assert self._appender is not None
         self._appender.settle_packed()
 
     def _pack_beside(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> Any:
         """As FileStorage has its file packed. With a result it holds the commit lock, to replace the file."""
-        packed = self._packer(storage, referencesf, stop, gc)
-        if packed is not None:
-            assert self._appender is not None
+        appender, progress, path = self._appender, self._progress, f"{storage._file_name}.pack"
+        assert appender is not None
+        try:
+            if self.can_cancel_pack:
+                packed = pack(storage, referencesf, stop, gc, progress, lambda: appender.sync_file(path))
+            else:
+                packed = self._packer(storage, referencesf, stop, gc)
+            if packed is None:
+                return None
             try:
-                self._appender.settle_either(storage._file_name + ".pack", packed[0])
+                progress.begin_replacing()
             except BaseException:
                 storage._commit_lock.release()
                 raise
+        except Exception:
+            appender.discard(path)
+            raise
+        try:
+            appender.settle_either(path, packed[0])
+        except BaseException:
+            storage._commit_lock.release()
+            raise
         return packed
 
     def close(self) -> None:

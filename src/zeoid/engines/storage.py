@@ -25,6 +25,7 @@ from ZODB.POSException import (
 from ZODB.serialize import referencesf
 from ZODB.utils import load_current
 
+from zeoid.engines.packing import UNWATCHED
 from zeoid.engines.resolving import Resolver
 from zeoid.model import (
     NO_TID,
@@ -38,13 +39,14 @@ from zeoid.model import (
     TransactionInfo,
     Undo,
 )
-from zeoid.ports import Commit, Outcomes, Prepared, TransactionRecord
+from zeoid.ports import Commit, Outcomes, PackProgress, PackStep, Prepared, TransactionRecord
 
 
 class StorageEngine:
     """One ZODB storage, opened by whoever makes the engine and closed by `close`."""
 
     exclusive = True
+    can_cancel_pack = False
 
     def __init__(self, storage: Any) -> None:
         self._storage: Any = storage
@@ -163,7 +165,9 @@ class StorageEngine:
     def checkpoint(self) -> bytes:
         return self.last_tid()
 
-    def pack(self, time: float) -> None:
+    def pack(self, time: float, progress: PackProgress = UNWATCHED) -> None:
+        if not self.can_cancel_pack:
+            progress.report(PackStep("packing"))
         self._storage.pack(time, referencesf)
 
     def resolve_conflicts(self) -> None:

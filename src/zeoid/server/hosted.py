@@ -34,6 +34,7 @@ from zeoid.commit.invalidations import InvalidationLog
 from zeoid.commit.transactions import Transactions
 from zeoid.ports import Clock, Engine, Prepared
 from zeoid.ports import Commit as Committing
+from zeoid.server.packing import Pack, Packs
 from zeoid.server.visible import Visible
 from zeoid.wire.messages import EXTENSIONS
 
@@ -133,6 +134,7 @@ class Hosted:
         self._on_fatal = on_fatal
         self._todo: deque[Action] = deque()
         self._performing = False
+        self.packs = Packs(name, engine, clock)
         self._packing = False
         self._in_thread = 0
         self._failed = ""
@@ -383,12 +385,14 @@ class Hosted:
             "extensions": EXTENSIONS,
         }
 
-    def pack_begins(self) -> None:
-        """From now on the engine may be slow to prepare and to finish."""
+    def pack_begins(self, time_s: float = 0.0) -> Pack:
+        """From now on the engine may be slow to prepare and to finish. Whom it is to tell of its progress."""
         self._packing = True
+        return self.packs.begin(time_s)
 
-    def pack_ended(self) -> None:
+    def pack_ended(self, problem: BaseException | None = None) -> None:
         self._packing = False
+        self.packs.end(problem)
         self._tell_size()
 
     @property

@@ -264,6 +264,17 @@ def pack(session: "Session", time: float, wait: bool = True) -> Pack:
     return Pack(float(time), bool(wait))
 
 
+def pack_status(session: "Session") -> dict[str, Any]:
+    return session.hosted.packs.status()
+
+
+def pack_cancel(session: "Session") -> str | None:
+    """None, or why that can't be: it is nothing that the server's log would have to tell of."""
+    if session.read_only or session.hosted.read_only:
+        raise ReadOnlyError()
+    return session.hosted.packs.cancel(session.label)
+
+
 def server_status(session: "Session") -> dict[str, Any]:
     return session.hosted.status()
 
@@ -319,6 +330,8 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "outcome": outcome,
     "checkpoint": checkpoint,
     "pack": pack,
+    "pack_status": pack_status,
+    "pack_cancel": pack_cancel,
     "server_status": server_status,
     "set_client_label": set_client_label,
     "ping": ping,

@@ -251,9 +251,15 @@ class StorageServer:
                 except Exception:
                     log.exception("storage %r: a fault in the server", hosted.name)
 
+    def _cancel_packs(self) -> None:
+        for hosted in self.storages.values():
+            if hosted.packing and (refusal := hosted.packs.cancel("the server, which stops,")):
+                log.warning("waiting for the pack of storage %r to end: %s", hosted.name, refusal)
+
     async def _close(self) -> None:
         for listener in self._listeners:
             listener.close()
+        self._cancel_packs()
         for connection in list(self.connections):
             connection.close()
         deadline = time.monotonic() + limits.STOP_TIMEOUT_S
@@ -266,9 +272,6 @@ class StorageServer:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
-        for hosted in self.storages.values():
-            if hosted.packing:
-                log.warning("waiting for the pack of storage %r to end: it can't be interrupted", hosted.name)
         # The loop goes on meanwhile: a pack may wait for a transaction that has yet to be abandoned.
         while any(hosted.packing or hosted.busy for hosted in self.storages.values()):
             await asyncio.sleep(0.01)
@@ -290,15 +293,15 @@ class StorageServer:
 
     def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None:
         thread = self._thread(f"zeoid-pack-{hosted.name}")
-        hosted.pack_begins()
+        progress = hosted.pack_begins(time)
 
         def landed(_: Any, problem: BaseException | None) -> None:
-            hosted.pack_ended()
+            hosted.pack_ended(problem)
             self._threads.remove(thread)
             thread.shutdown(wait=False)
             done(problem)
 
-        self._in_thread(thread, lambda: hosted.engine.pack(time), landed)
+        self._in_thread(thread, lambda: hosted.engine.pack(time, progress), landed)
 
     def _in_thread(self, thread: Executor, work: Callable[[], Any], done: Done) -> None:
         loop = asyncio.get_running_loop()

@@ -31,7 +31,7 @@ from ZODB.POSException import (
 
 from zeoid import limits
 from zeoid.commit.actions import Transaction
-from zeoid.errors import InvalidCall, PeerError, UnsendableValue
+from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
 from zeoid.server.hosted import Announcement, Done, Hosted
 from zeoid.server.iterators import Iterators
 from zeoid.server.methods import (
@@ -299,6 +299,9 @@ class Session:
         def done(problem: BaseException | None) -> None:
             if problem is None:
                 log.info("%s has packed storage %r", self.label, hosted.name)
+            elif isinstance(problem, PackCancelled):
+                log.info("the pack of storage %r was cancelled", hosted.name)
+                problem = StorageError(str(problem))  # which stock clients know
             else:
                 log.error("%s could not pack storage %r: %s", self.label, hosted.name, problem)
             if answer_later and not self._closed:

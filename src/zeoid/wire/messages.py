@@ -284,6 +284,11 @@ SERVER_METHODS: Final = _table(
            extension=True),
     Method("checkpoint", (), 0, _P, _A,
            "bring the storage's own files up to date; the reply is the tid reached", extension=True),
+    Method("pack_status", (), 0, _P, _R, "how far the pack is that is under way, or how the last one ended",
+           extension=True),
+    Method("pack_cancel", (), 0, _P, _A,
+           "give up the pack that is under way; the reply is None, or says why that can't be",
+           extension=True),
 )  # fmt: skip
 
 #: What a server may call, one-way, on a client.
