@@ -20,7 +20,8 @@ from zeoid.engines.opening import open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import MAX_TID, NO_TID, CheckCurrent, Conflict, Operation, Store, TransactionInfo
 from zeoid.ports import Commit, Engine, Prepared
-from zeoid.server.hosted import Done, Hosted
+from zeoid.server.clients import Done
+from zeoid.server.hosted import Hosted
 from zeoid.server.methods import ANSWERED_LATER
 from zeoid.server.session import Session
 from zeoid.wire import faults
