@@ -140,7 +140,9 @@ class PolledEngine(StorageEngine):
         instance = self._storage.new_instance()
         try:
             _renew(instance)
-            yield from instance.iterator(start, stop)
+            # ZODB's StorageStopIteration has no value, and "yield from" crashes the interpreter over that.
+            for transaction in instance.iterator(start, stop):  # noqa: UP028
+                yield transaction
         finally:
             instance.release()
 

@@ -45,8 +45,9 @@ class Reads:
                 problem = ReadConflictError(oid=read.oid)
             if problem is None and value is None:
                 hosted.look()  # others may have written more than was told of
-            if problem is not None and not isinstance(problem, Exception):
-                problem = StorageError(repr(problem))
-            self._ended(call, value, problem, was_full)
+            if isinstance(problem, Exception) or problem is None:
+                self._ended(call, value, problem, was_full)
+            else:
+                self._ended(call, value, StorageError(repr(problem)), was_full)
 
         hosted.run_reading(read.work, done)
