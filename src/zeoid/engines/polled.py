@@ -32,9 +32,10 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IMVCCStorage, IStorageCurrentRecordIteration
 from ZODB.POSException import ConflictError, POSKeyError, ReadConflictError, StorageError
 
+from zeoid.engines.resolving import Resolver
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import NO_TID, Operation, Revision, TransactionInfo
-from zeoid.ports import News, Prepared, TransactionRecord
+from zeoid.ports import Commit, News, Prepared, TransactionRecord
 
 #: What the instances are, but a client of this server is not.
 _HIDDEN = (IMVCCStorage, IStorageCurrentRecordIteration)
@@ -167,10 +168,25 @@ class PolledEngine(StorageEngine):
         if tid is None:
             self._writer.tpc_begin(meta)
             return
+        self._refuse_old(tid)
         super()._begin(meta, tid, info)
+        self._refuse_old(tid)  # the lock was waited for
+
+    def _refuse_old(self, tid: bytes) -> None:
         self._look()
         if tid <= self._seen:
             raise StorageError("a transaction can't be copied before later ones: its tid is too old")
+
+    def commit(self, batch: Sequence[Commit]) -> Sequence[bytes] | None:
+        tids = super().commit(batch)
+        # Also if no poll succeeds after it: a reader that was used before has an older view.
+        self._seen = max(self._seen, *tids or ())
+        return tids
+
+    def resolve_conflicts(self) -> None:
+        # The writer's view has what was committed since the last poll.
+        self._resolver = Resolver(self._writer.loadSerial)
+        self.resolves_conflicts = True
 
     def close(self) -> None:
         self._readers.close()
