@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64, u64
 
@@ -143,6 +143,7 @@ commits = st.lists(st.tuples(st.integers(1, 3), some_oids), max_size=3)
 own = st.tuples(some_oids, commits, commits, commits, st.integers(1, 3))
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.lists(commits | own, max_size=6))
 def test_no_client_ever_has_anything_stale(story: list[object]) -> None:
     database = Database([(1, frozenset({A, B, C}))], polled=1)

@@ -1,7 +1,7 @@
 """RelStorage on SQLite: databases that several storages write to.
 
-A `Database` is a folder. Every storage that is opened on it stands for another process: they share nothing but
-the file. Must not know what the tests do with it.
+A `Database` is a folder. Every storage that is opened on it stands for another process: they share nothing
+but the files. Must not know what the tests do with it.
 """
 
 from __future__ import annotations

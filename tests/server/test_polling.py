@@ -173,6 +173,27 @@ def test_what_was_committed_before_ours_is_told_before_ours(
     ]  # fmt: skip
 
 
+def test_what_was_committed_after_ours_is_told_after_ours(
+    house: MemoryHouse, database: Database, engine: PolledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the poll tells of both at once."""
+    writer, reader = house.peer(), house.peer()
+    before = writer.ask("lastTransaction")
+    finish, others = engine._writer.tpc_finish, []
+
+    def followed(meta: Any) -> bytes:
+        tid: bytes = finish(meta)
+        others.append(database.write(A))
+        return tid
+
+    monkeypatch.setattr(engine._writer, "tpc_finish", followed)
+    ours = writer.commit(A)
+    later = [(tid_after(ours), (A,)), (others[0], (A,))]
+    assert reader.told() == [(tid_after(before), (A,)), (tid_before(ours), (A,)), (ours, (A,)), *later]
+    assert writer.told() == [(tid_after(before), (A,)), (tid_before(ours), (A,)), *later]
+    assert load(reader, A) == (b"others'", others[0], None)
+
+
 def test_a_conflict_is_told_after_what_caused_it(house: MemoryHouse, database: Database) -> None:
     peer = house.peer()
     before = peer.ask("lastTransaction")
@@ -265,7 +286,8 @@ def test_a_commit_that_fails_is_told_and_the_server_goes_on(
 ) -> None:
     """It may have been committed nevertheless, so nobody is told that it was not."""
     peer = house.peer()
-    after = peer.ask("lastTransaction")
+    after = database.write(B)
+    poll(house)
     finish = engine._writer.tpc_finish
 
     def lost(meta: Any) -> Any:
@@ -282,7 +304,7 @@ def test_a_commit_that_fails_is_told_and_the_server_goes_on(
     with pytest.raises(StorageError, match="not known"):
         peer.ask("outcome", id, after)
     poll(house)
-    (_, (tid, oids)) = peer.told()
+    tid, oids = peer.told()[-1]
     assert oids == (A,)
     assert load(peer, A) == (b"ours", tid, None)
     assert peer.commit(A, id=b"the next one") > tid

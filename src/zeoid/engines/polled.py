@@ -60,7 +60,8 @@ class PolledEngine(StorageEngine):
         self._writer.registerDB(_Unresolving())
         self._readers = _Readers(storage.new_instance)
         #: The newest tid that a poll has seen, and the one that `poll` last told.
-        self._seen = self._told = NO_TID
+        self._seen: bytes = NO_TID
+        self._told: bytes = NO_TID
         #: What changed in between; None: that can't be told.
         self._changed: set[bytes] | None = set()
         self._look()
