@@ -173,6 +173,10 @@ def open_storage(
         why = f"can't open {name}: {problem.strerror or problem}"
     except (FileStorageError, POSError, ValueError) as problem:
         why = f"can't open {name}: {type(problem).__name__}: {problem}. Is it a storage's data file?"
+    except Exception as problem:
+        if data_file is not None:
+            raise
+        why = f"can't open {name}: {type(problem).__name__}: {problem}"  # whatever a database's driver raises
     # Not in the except clause: the error would keep what was half opened open.
     raise ConfigurationError(" ".join(why.split()))
 
