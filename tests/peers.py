@@ -43,6 +43,9 @@ STOP_ATTEMPTS = 15
 LOG_LINES = 5_000
 CLIENT_WAIT_S = 15.0
 
+MAPPING_SECTION = "<mappingstorage {name}>\n</mappingstorage>\n"
+FILE_SECTION = "<filestorage {name}>\npath {file}\n</filestorage>\n"
+
 STOCK_SERVER = Path(__file__).with_name("stock_server.py")
 LISTENING = re.compile(r"listening on (?:127\.0\.0\.1:(\d+)|/)")
 
@@ -116,7 +119,8 @@ class Server:
     """A storage server as a process that can be stopped, killed and started again.
 
     Its storages are data files in one folder: the storage 1 is `Data.fs`, one of another name is in a file
-    of that name. Started again, it listens on the port that it had.
+    of that name; unless a `section` of a configuration is given, in which `{name}` stands for the name and
+    `{folder}` for the folder. Started again, it listens on the port that it had.
     """
 
     def __init__(
@@ -131,6 +135,7 @@ class Server:
         configured: bool = False,
         in_memory: bool = False,
         on_socket: bool = False,
+        section: str = "",
     ) -> None:
         self.kind = kind
         self.folder = folder
@@ -141,6 +146,7 @@ class Server:
         self.configured = configured
         self.in_memory = in_memory
         self.on_socket = on_socket
+        self.section = section
         self.log = Log()
         self.ended_by_test = False
         self._port = 0
@@ -192,7 +198,7 @@ class Server:
         if self.kind == "stock":
             return [str(STOCK_SERVER), "-C", self._configuration()]
         command = ["-m", "zeoid", "serve"]
-        if self.configured or len(self.storages) > 1:
+        if self.configured or self.section or len(self.storages) > 1:
             return [*command, "-C", self._configuration()]
         if self.on_socket:
             command += ["-a", str(self.address)]
@@ -218,10 +224,9 @@ class Server:
               {timeout}
             </zeo>
         """
+        section = self.section or (MAPPING_SECTION if self.in_memory else FILE_SECTION)
         storages = (
-            f"<mappingstorage {storage}>\n</mappingstorage>\n"
-            if self.in_memory
-            else f"<filestorage {storage}>\npath {self._file_of(storage)}\n</filestorage>\n"
+            section.format(name=storage, folder=self.folder, file=self._file_of(storage))
             for storage in self.storages
         )
         path = self.folder / "server.conf"
@@ -322,6 +327,7 @@ class Peers:
         configured: bool = False,
         in_memory: bool = False,
         on_socket: bool = False,
+        section: str = "",
     ) -> Server:
         """A server that listens; with new, empty data files, unless it is given a folder that has some.
 
@@ -338,6 +344,7 @@ class Peers:
             configured=configured,
             in_memory=in_memory,
             on_socket=on_socket,
+            section=section,
         )
         self.servers.append(server)
         self._open.callback(self._end, server)

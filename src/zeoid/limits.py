@@ -76,12 +76,22 @@ INVALIDATION_LOG_OIDS: Final = 2_000_000
 INVALIDATION_LOG_AT_START: Final = 1000
 #: Clients are told of the storage's new size this often.
 INFO_S: Final = 1.0
+#: A database that others write to is asked this often for what they committed, besides at every commit …
+POLL_S: Final = 1.0
+#: … and for its size no more often than this.
+FOREIGN_INFO_S: Final = 30.0
 #: How often deadlines are looked at.
 TICK_S: Final = 0.25
 #: How long a stop waits for the connections to drain.
 STOP_TIMEOUT_S: Final = 5.0
 #: Threads for requests that read much: undo log, history, iteration.
 SLOW_REQUEST_THREADS: Final = 4
+#: Threads that read one storage that may have to wait, such as a database.
+READ_THREADS: Final = 8
+#: Its loads of one connection that are under way; what comes after them stays unread until one has ended.
+READS_PER_CONNECTION: Final = 1000
+#: A load in a thread that was overtaken by a commit to the same object is done again, so often at most.
+READ_TRIES: Final = 10
 
 # Client -----------------------------------------------------------------------------------------------
 

@@ -37,13 +37,19 @@ class Engine(Protocol):
     Reading methods may be called by several threads at once, and while transactions are prepared and
     committed. A transaction is prepared, then committed or abandoned. Any number may be prepared at once, as
     long as no object is written by two of them (whoever calls sees to that), except where `exclusive` says
-    that there can be one only. `commit` is called by one thread at a time.
+    that there can be one only. `commit` and `poll` are called by one thread at a time, which is the one that
+    prepares, too, where the engine is exclusive and not `inline`.
     All reading raises ZODB's POSKeyError for what does not exist.
     """
 
     name: str
     #: Whether only one transaction can be prepared at a time; its tid must then be known at `prepare`.
     exclusive: bool
+    #: Whether reading, and preparing what is small, is over so soon that an event loop can wait for it.
+    inline: bool
+    #: Whether others may write to the same database beside this server. `poll` tells what they committed,
+    #: and tids are the engine's: it is exclusive, and gives them at `commit`.
+    shared: bool
     read_only: bool
     supports_undo: bool
     #: Whether the storage keeps blobs, which are not served.
@@ -106,14 +112,19 @@ class Engine(Protocol):
         self, tid: bytes | None, info: TransactionInfo, operations: Iterable[Operation]
     ) -> "Prepared":
         """Do everything that can fail. Afterwards `commit` or `abandon` follows, unless this raised or
-        found conflicts; then nothing of the transaction is left. *tid* is given to exclusive engines only."""
+        found conflicts; then nothing of the transaction is left. *tid* is given to exclusive engines that
+        are not shared."""
 
-    def commit(self, batch: "Sequence[Commit]") -> None:
+    def commit(self, batch: "Sequence[Commit]") -> Sequence[bytes] | None:
         """Make prepared transactions durable, in the order of their tids. If this raises, the engine must
-        not be used again: what is on the disk can't be known."""
+        not be used again: what is on the disk can't be known. Except where it is shared: there its tids are
+        the result, and if it raises, a later `poll` will tell whether something was committed."""
 
     def abandon(self, prepared: "Prepared") -> None:
         """Forget a prepared transaction."""
+
+    def poll(self) -> "News | None":
+        """Where the engine is shared: what was committed since the last poll, by others and by us."""
 
     def outcomes(self) -> "Outcomes":
         """What is known, when the engine is opened, of transactions that were committed before."""
@@ -189,6 +200,14 @@ class Commit:
     tid: bytes
     id: bytes
     prepared: Prepared
+
+
+@frozen
+class News:
+    """A database went on to *tid*. *oids*: what changed since the last news, None if that can't be told."""
+
+    tid: bytes
+    oids: Sequence[bytes] | None
 
 
 @frozen

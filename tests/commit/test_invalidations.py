@@ -226,3 +226,31 @@ def test_more_is_asked_for_than_a_data_file_has(engine: Engine) -> None:
     commit(engine, 2, B)
     log = InvalidationLog(engine.last_tid(), engine.last_invalidations(1000))
     assert told(log, tid(1)) == (tid(2), [B])
+
+
+# What may have changed ------------------------------------------------------------------------------------
+
+
+def test_an_object_may_have_changed_after_a_tid() -> None:
+    log = log_of([A], [B], [A, C])
+    assert log.may_have_changed(A, tid(2))
+    assert log.may_have_changed(B, tid(1))
+    assert not log.may_have_changed(B, tid(2))
+    assert not log.may_have_changed(A, tid(3))
+    assert not log.may_have_changed(D, tid(0))
+
+
+def test_anything_may_have_changed_before_what_the_log_knows() -> None:
+    log = log_of([A], [B], [C], transactions=2)
+    assert log.may_have_changed(D, tid(0))
+    assert not log.may_have_changed(D, tid(1))
+
+
+def test_a_log_that_forgot_begins_anew() -> None:
+    log = log_of([A], [B])
+    log.forget(tid(5))
+    assert told(log, tid(2)) is None
+    assert told(log, tid(5)) == (tid(5), [])
+    assert len(log) == 0
+    log.append(tid(6), [C])
+    assert told(log, tid(5)) == (tid(6), [C])

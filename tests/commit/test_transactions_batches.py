@@ -321,3 +321,51 @@ def test_a_failure_to_prepare_takes_no_tid() -> None:
     transaction = preparing(desk)
     desk.failed(transaction, StorageError("disk full"))
     assert (transaction.tid, desk.machine.last_tid) == (b"", NO_TID)
+
+
+# Engines that are shared with others ----------------------------------------------------------------------
+
+
+def shared_desk() -> Desk:
+    return Desk(exclusive=True, shared=True)
+
+
+def test_a_shared_engine_gives_the_tid() -> None:
+    desk = shared_desk()
+    transaction = desk.hold("us", A)
+    assert desk.finish("us") == [Commit([transaction])]
+    assert transaction.tid == b""
+    transaction.tid = next_tid(NO_TID, NOON + 5)
+    assert desk.committed(transaction) == [Publish(transaction), Reply(transaction, transaction.tid)]
+    assert desk.machine.last_tid == transaction.tid
+
+
+def test_what_a_shared_engine_could_not_commit_makes_way_for_the_next() -> None:
+    desk = shared_desk()
+    transaction = desk.hold("us", A)
+    desk.voted("other", B)
+    desk.finish("us")
+    actions = desk.machine.uncommitted([transaction], StorageError("gone"), NOON)
+    assert brief(actions) == ["Fail us", "Prepare other"]
+    assert desk.find("us") is None
+
+
+def test_what_became_of_it_cant_be_told() -> None:
+    desk = shared_desk()
+    seen = next_tid(NO_TID, NOON)
+    desk.machine.others_committed(seen)
+    transaction = desk.hold("us", A)
+    desk.finish("us")
+    assert desk.outcome(b"us", seen) == []
+    actions = desk.machine.uncommitted([transaction], StorageError("gone"), NOON)
+    assert brief(actions) == ["Fail us"], "who asked is told neither yes nor no"
+    with pytest.raises(StorageError, match="not known"):
+        desk.outcome(b"us", seen)
+    assert brief(desk.outcome(b"never begun", next_tid(seen, NOON + 9))) == ["Decide asker: no"]
+
+
+def test_a_copy_comes_too_late_after_others() -> None:
+    desk = shared_desk()
+    desk.machine.others_committed(next_tid(NO_TID, NOON))
+    desk.begin("us", info=copied(next_tid(NO_TID, NOON - 1)))
+    assert brief(desk.vote("us")) == ["Fail us"]

@@ -319,3 +319,46 @@ def test_a_data_file_that_is_to_be_made_anew(configured: Configured, tmp_path: P
     path.touch()
     options = configured(f"{ZEO}<filestorage>\n path {path}\n create true\n</filestorage>\n")
     assert opened(options.storages) == {"1": str(path)}
+
+
+# Other storages -------------------------------------------------------------------------------------------
+
+
+def test_each_storage_gets_the_engine_that_fits_it(configured: Configured, tmp_path: Path) -> None:
+    storages = configured(
+        f"""
+        %import relstorage
+        <zeo>
+          address 7700
+        </zeo>
+        <relstorage database>
+          <sqlite3>
+            data-dir {tmp_path / "database"}
+          </sqlite3>
+        </relstorage>
+        <demostorage trial>
+          <filestorage>
+            path {tmp_path / "Data.fs"}
+          </filestorage>
+        </demostorage>
+        {MEMORY}
+        """
+    ).storages
+    engines = {name: storage() for name, storage in storages.items()}
+    assert {name: (engine.inline, engine.shared) for name, engine in engines.items()} == {
+        "database": (False, True),
+        "trial": (True, False),
+        "1": (True, False),
+    }
+    for engine in engines.values():
+        engine.close()
+
+
+def test_what_a_databases_driver_raises_is_told_in_one_line(configured: Configured, tmp_path: Path) -> None:
+    (tmp_path / "database").mkdir()
+    (tmp_path / "database" / "main.sqlite3").write_bytes(b"no database" * 1000)
+    text = f"<relstorage>\n<sqlite3>\ndata-dir {tmp_path / 'database'}\n</sqlite3>\n</relstorage>\n"
+    options = configured(f"%import relstorage\n<zeo>\naddress 7700\n</zeo>\n{text}")
+    with pytest.raises(ConfigurationError, match=r"can't open storage '1' of .*: file is not a database") as caught:
+        options.storages["1"]()
+    assert "\n" not in str(caught.value)

@@ -39,7 +39,9 @@ def class_server(request: pytest.FixtureRequest, class_peers: Peers) -> Server:
     """A server for the tests of a class; starting one takes longer than most of the tests."""
     case = request.cls
     names = [str(number + 1) for number in range(case.mixin.count * case.storages_per_test)]
-    return class_peers.server(case.server_kind, coding=case.coding, storages=names)
+    return class_peers.server(
+        case.server_kind, coding=case.coding, storages=names, section=case.section
+    )
 
 
 @pytest.fixture(scope="class")

@@ -29,6 +29,8 @@ class ClientStorageCase(StorageTestBase):
     client_kind: Kind
     server_kind: Kind
     coding: Coding
+    section = ""
+    """Of the server's configuration, where its storages are none of the usual files; see `Server`."""
     storages_per_test = 1
 
     @pytest.fixture(autouse=True)

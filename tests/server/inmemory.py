@@ -20,7 +20,8 @@ from zeoid.engines.opening import open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import MAX_TID, NO_TID, CheckCurrent, Conflict, Operation, Store, TransactionInfo
 from zeoid.ports import Commit, Engine, Prepared
-from zeoid.server.hosted import Done, Hosted
+from zeoid.server.clients import Done
+from zeoid.server.hosted import Hosted
 from zeoid.server.methods import ANSWERED_LATER
 from zeoid.server.session import Session
 from zeoid.wire import faults
@@ -153,6 +154,8 @@ class MemoryWire:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.closed = False
+        #: Whether nothing is read of what the peer sends.
+        self.stopped = False
         #: Raised by the next write, as by a connection that has just broken.
         self.problem: Exception | None = None
         #: Called by the next write: a connection may break at that moment.
@@ -169,6 +172,12 @@ class MemoryWire:
 
     def close(self) -> None:
         self.closed = True
+
+    def stop_reading(self) -> None:
+        self.stopped = True
+
+    def read_on(self) -> None:
+        self.stopped = False
 
     def take(self) -> bytes:
         data = b"".join(self.writes)

@@ -17,7 +17,7 @@ from zeoid.engines.opening import open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ServerError
 from zeoid.model import MAX_TID, NO_TID
-from zeoid.server.hosted import Announcement
+from zeoid.server.clients import Announcement
 
 A, B = p64(1), p64(2)
 

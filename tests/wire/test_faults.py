@@ -48,6 +48,20 @@ ERRORS: list[Exception] = [
 every_error = pytest.mark.parametrize("problem", ERRORS, ids=lambda problem: type(problem).__name__)
 
 
+class DatabaseKeyError(POSException.POSKeyError):
+    """As a storage of another package derives them, with what clients can't be sent."""
+
+
+class DatabaseConflict(POSException.ReadConflictError):
+    def __init__(self, **known: Any) -> None:
+        super().__init__(**known)
+        self.connection = object()
+
+
+class DatabaseError(POSException.POSError):
+    pass
+
+
 def sent(protocol: str, fault: Any) -> Any:
     codec = codec_for(protocol.encode())
     return codec.decode(codec.encode(7, FAULT, REPLY, fault))[3]
@@ -204,3 +218,27 @@ def test_an_error_of_errors_cannot_grow_when_it_is_told() -> None:
     doubling = b"(" + name + b")Rq\x00" + b"".join(name + b"h\x00h\x00\x86Rq\x00" for _ in range(32)) + b"t"
     with pytest.raises(UndecodableMessage):
         codec_for(b"Z5").decode(b"(K\x07K\x02X\x06\0\0\0.replyX\x03\0\0\0x.y" + doubling + b"\x86t.")
+
+
+@both
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (DatabaseKeyError(OID, {"cache": object()}), POSException.POSKeyError(OID)),
+        (
+            DatabaseConflict(message="two of them", oid=OID, serials=(LATER_TID, TID)),
+            POSException.ReadConflictError("two of them", oid=OID, serials=(LATER_TID, TID)),
+        ),
+        (DatabaseError(object()), None),
+        (DatabaseError("it is gone"), POSException.StorageError("it is gone")),
+    ],
+    ids=["key", "conflict", "unsendable", "plain"],
+)
+def test_errors_that_others_derived_arrive_as_those_of_zodb(
+    protocol: str, problem: Exception, expected: Exception | None
+) -> None:
+    remade = faults.rebuild(sent(protocol, faults.describe(problem)))
+    if expected is None:
+        assert type(remade) is POSException.StorageError
+    else:
+        assert (type(remade), str(remade), vars(remade)) == (type(expected), str(expected), vars(expected))

@@ -114,4 +114,19 @@ class Decide:
     tid: bytes | None
 
 
-Action = Prepare | Commit | Abandon | Publish | Reply | Fail | Expire | Decide
+@frozen
+class Announce:
+    """Others wrote to the database: up to *tid* these objects may have changed. Tell every client."""
+
+    tid: bytes
+    oids: Sequence[bytes]
+
+
+@frozen
+class StartOver:
+    """Others wrote to the database, up to *tid*, and what can't be told: no client may go on as it is."""
+
+    tid: bytes
+
+
+Action = Prepare | Commit | Abandon | Publish | Reply | Fail | Expire | Decide | Announce | StartOver

@@ -50,6 +50,23 @@ class InvalidationLog:
             self.floor, dropped = self._entries.popleft()
             self._oid_count -= len(dropped)
 
+    def forget(self, tid: bytes) -> None:
+        """It isn't known what changed up to *tid*."""
+        self._entries.clear()
+        self._oid_count = 0
+        self.floor = self.last_tid = tid
+
+    def may_have_changed(self, oid: bytes, after: bytes) -> bool:
+        """Whether *oid* was written after *after*, or that isn't known any more."""
+        if after < self.floor:
+            return True
+        for tid, oids in reversed(self._entries):
+            if tid <= after:
+                break
+            if oid in oids:
+                return True
+        return False
+
     def since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         """(last tid, the oids written after *tid*), or None when that isn't known any more."""
         if tid < self.floor:

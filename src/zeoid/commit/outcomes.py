@@ -24,7 +24,7 @@ class DecidedOutcomes:
     def note(self, id: bytes, tid: bytes) -> None:
         self._committed[id] = tid
         if len(self._committed) > limits.OUTCOMES:
-            self.floor = self._committed.pop(next(iter(self._committed)))
+            self.floor = max(self.floor, self._committed.pop(next(iter(self._committed))))
 
     def deny(self, id: bytes) -> None:
         self._denied[id] = None

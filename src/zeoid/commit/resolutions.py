@@ -1,11 +1,31 @@
-"""What a client made of the conflicts that it was told, as operations of its transaction.
+"""What a client is asked about conflicts, and what it made of them, as operations of its transaction.
 
 Owns where a resolved store goes: in the place of the store that met the conflict, or behind the undo that did
 it, so that what the transaction does next finds it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+from ZODB.POSException import ConflictError
+
 from zeoid.commit.actions import Transaction
-from zeoid.model import Store
+from zeoid.model import Conflict, Store
+
+
+def ask(transaction: Transaction, conflicts: Sequence[Conflict]) -> list[dict[str, Any]]:
+    """The reply to a vote that has the client resolve *conflicts*."""
+    transaction.conflicts = {conflict.oid: conflict for conflict in conflicts}
+    return [{"oid": c.oid, "serials": (c.committed, c.read), "data": c.data} for c in conflicts]
+
+
+def refusal(transaction: Transaction, first: Conflict) -> ConflictError:
+    """The client was asked often enough."""
+    return ConflictError(
+        f"still in conflict after {transaction.rounds} rounds",
+        oid=first.oid,
+        serials=(first.committed, first.read),
+    )
 
 
 def note(transaction: Transaction, resolved: Store) -> None:

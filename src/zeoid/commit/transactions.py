@@ -26,7 +26,8 @@ Invariants:
     others (undo, a copy with its own tid, an engine that is exclusive) holds the whole storage.
  2. Who waits for its client holding locks has a deadline. So has everybody who waits for locks.
  3. One batch is with the engine at a time. Tids are given out when a batch goes there, each later than all
-    before (to exclusive engines at prepare: nothing else is under way then).
+    before (to exclusive engines at prepare: nothing else is under way then). Engines that are shared with
+    others give the tids themselves: whoever reports `committed` has filled them in.
  4. For each transaction of a batch, in the order of tids: `Publish`, then the `Reply` that reveals its tid.
     Locks are released after that.
  5. Once an outcome was told it stays true: whom a "no" was told can't be begun again.
@@ -39,7 +40,7 @@ from typing import Any
 from ZODB.POSException import ConflictError, StorageError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.commit import resolutions
+from zeoid.commit import batches, resolutions
 from zeoid.commit.actions import (
     Abandon,
     Action,
@@ -56,7 +57,7 @@ from zeoid.commit.actions import (
 from zeoid.commit.locks import Claim, Locks
 from zeoid.commit.outcomes import DecidedOutcomes
 from zeoid.commit.tids import next_tid
-from zeoid.model import CheckCurrent, Conflict, Operation, Restore, Store, TransactionInfo, Undo
+from zeoid.model import CheckCurrent, Conflict, Operation, Restore, Store, TransactionInfo, Undo, tid_after
 from zeoid.ports import Outcomes, Prepared
 
 #: What an operation takes in memory besides its data, so that many small ones count, too.
@@ -71,6 +72,7 @@ class Transactions:
         last_tid: bytes,
         *,
         exclusive: bool = False,
+        shared: bool = False,
         outcomes: Outcomes | None = None,
         timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
         vote_wait_s: float = limits.VOTE_WAIT_S,
@@ -81,6 +83,7 @@ class Transactions:
         self.last_tid = last_tid
         self.timeout_s = timeout_s
         self._exclusive = exclusive
+        self._shared = shared
         self._vote_wait_s = vote_wait_s
         self._transaction_bytes = transaction_bytes
         self._per_owner = per_owner
@@ -245,19 +248,11 @@ class Transactions:
         if transaction.state is State.DOOMED:
             return self._release(transaction, time_s)
         if transaction.rounds >= limits.RESOLUTION_ROUNDS:
-            first = conflicts[0]
-            problem = ConflictError(
-                f"still in conflict after {transaction.rounds} rounds",
-                oid=first.oid, serials=(first.committed, first.read),
-            )  # fmt: skip
+            problem = resolutions.refusal(transaction, conflicts[0])
             return [Fail(transaction, problem), *self._end(transaction, time_s)]
         transaction.state = State.RESOLVING
         transaction.deadline_s = now_s + self.timeout_s
-        transaction.conflicts = {conflict.oid: conflict for conflict in conflicts}
-        asked = [
-            {"oid": c.oid, "serials": (c.committed, c.read), "data": c.data} for c in conflicts
-        ]  # fmt: skip
-        return [Reply(transaction, asked)]
+        return [Reply(transaction, resolutions.ask(transaction, conflicts))]
 
     def failed(self, transaction: Transaction, problem: Exception, time_s: float) -> list[Action]:
         """The engine could not prepare it; nothing of it is left there."""
@@ -279,6 +274,21 @@ class Transactions:
         for transaction in batch:
             actions += self._end(transaction, time_s)
         return actions
+
+    def uncommitted(self, batch: Sequence[Transaction], problem: Exception, time_s: float) -> list[Action]:
+        """A shared engine failed to commit, or to say that it has. Who asks for an outcome that isn't known,
+        of a transaction that was begun before this, can't be told it; who has asked already gets no answer.
+        """
+        self._in_flight = False
+        self._outcomes.floor = tid_after(self.last_tid)
+        actions: list[Action] = []
+        for transaction in batch:
+            actions += [Fail(transaction, problem), *self._end(transaction, time_s)]
+        return [*actions, *self._next_batch(time_s)]
+
+    def others_committed(self, tid: bytes) -> None:
+        """Somebody else wrote to the database of a shared engine."""
+        self.last_tid = max(self.last_tid, tid)
 
     # What can be asked ----------------------------------------------------------------------------
 
@@ -389,7 +399,7 @@ class Transactions:
                 continue
             transaction.locked_at = time_s
             transaction.state = State.PREPARING
-            if self._exclusive:
+            if self._exclusive and not self._shared:
                 transaction.tid = wanted or next_tid(self.last_tid, time_s)
             actions.append(Prepare(transaction))
         return actions
@@ -398,18 +408,8 @@ class Transactions:
         """What has gathered goes to the engine, unless that is busy."""
         if self._in_flight or not self._gathering:
             return []
-        batch: list[Transaction] = []
-        tid, size_bytes = self.last_tid, 0
-        while self._gathering and len(batch) < limits.BATCH_TRANSACTIONS:
-            transaction = self._gathering[0]
-            size_bytes += transaction.size_bytes
-            if batch and size_bytes > limits.BATCH_BYTES:
-                break
-            self._gathering.popleft()
-            transaction.tid = tid = transaction.tid or transaction.info.tid or next_tid(tid, time_s)
-            batch.append(transaction)
         self._in_flight = True
-        return [Commit(batch)]
+        return [Commit(batches.take(self._gathering, self.last_tid, time_s, gives_tids=self._shared))]
 
     def _release(self, transaction: Transaction, time_s: float) -> list[Action]:
         """Give its locks, or its place in the queues, to others."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from zc.lockfile import LockError, LockFile
+from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError
+from ZODB.interfaces import IMVCCStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSError
 
@@ -16,6 +18,7 @@ from zeoid.engines.appending import Appender, place_of
 from zeoid.engines.disk import Disk
 from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.journal import Base, Contents, Journal
+from zeoid.engines.polled import PolledEngine
 from zeoid.engines.recovery import (
     Settled,
     check_belonging,
@@ -89,13 +92,22 @@ def open_memory() -> StorageEngine:
 def engine_of(storage: Any, disk: Disk | None = None) -> StorageEngine:
     """The engine that fits an open ZODB storage. ConfigurationError where a journal had to be read first."""
     if type(storage) is not FileStorage or not hasattr(os, "pread"):
-        return StorageEngine(storage)
+        if IMVCCStorage.providedBy(storage):
+            return PolledEngine(storage)
+        return StorageEngine(storage, inline=_answers_at_once(storage))
     disk = disk or Disk()
     path = storage._file_name
     if storage.isReadOnly():
         check_complete(path, disk)
         return FileStorageEngine(storage, None, Outcomes(storage.lastTransaction() or NO_TID), storage._oid)
     return _continue(storage, Settled(check_belonging(path, disk)), disk)
+
+
+def _answers_at_once(storage: Any) -> bool:
+    """Whether it waits for no network, and for no other process."""
+    if isinstance(storage, DemoStorage):
+        return _answers_at_once(storage.base) and _answers_at_once(storage.changes)
+    return type(storage) in (MappingStorage, FileStorage)
 
 
 def _continue(storage: Any, settled: Settled, disk: Disk) -> FileStorageEngine:
@@ -162,6 +174,10 @@ def open_storage(
         why = f"can't open {name}: {problem.strerror or problem}"
     except (FileStorageError, POSError, ValueError) as problem:
         why = f"can't open {name}: {type(problem).__name__}: {problem}. Is it a storage's data file?"
+    except Exception as problem:
+        if data_file is not None:
+            raise
+        why = f"can't open {name}: {type(problem).__name__}: {problem}"  # whatever a database's driver raises
     # Not in the except clause: the error would keep what was half opened open.
     raise ConfigurationError(" ".join(why.split()))
 

@@ -1,9 +1,19 @@
-"""The engine that adapts a ZODB storage: FileStorage, MappingStorage, any other with two-phase commit.
+"""The engine that adapts a ZODB storage: MappingStorage, DemoStorage, any other with two-phase commit.
 
 Owns the translation between ZODB's storage methods and the Engine protocol, and how stores that conflict are
 found before the storage sees them: resolving a conflict means running the application's code, which is the
 client's business unless it was asked for here. (Undo is the exception: the storage resolves its conflicts
-where it can import the classes.) Must not know connections, replies or the order of transactions.
+where it can import the classes.) A storage must bear to be read by several threads, as ZODB's do. Must not
+know connections, replies or the order of transactions.
+
+    a storage that        is served by         reads                prepares and commits
+    is a FileStorage      FileStorageEngine    on the event loop    see there
+    lives in memory       StorageEngine        on the event loop    on the event loop
+    may have to wait      StorageEngine        in several threads   in one thread, in order
+    has instances to be   PolledEngine         in several threads,  in one thread, in order, together with
+      read (IMVCCStorage)                        with instances       the polls for what others committed
+
+One transaction is prepared at a time in all of them but the first. (`opening` says which one is taken.)
 """
 
 from base64 import decodebytes
@@ -39,7 +49,7 @@ from zeoid.model import (
     TransactionInfo,
     Undo,
 )
-from zeoid.ports import Commit, Outcomes, PackProgress, PackStep, Prepared, TransactionRecord
+from zeoid.ports import Commit, News, Outcomes, PackProgress, PackStep, Prepared, TransactionRecord
 
 
 class StorageEngine:
@@ -47,9 +57,13 @@ class StorageEngine:
 
     exclusive = True
     can_cancel_pack = False
+    shared = False
 
-    def __init__(self, storage: Any) -> None:
+    def __init__(self, storage: Any, *, inline: bool = True) -> None:
+        self.inline = inline
         self._storage: Any = storage
+        #: What is written to.
+        self._writer: Any = storage
         self._resolver: Resolver | None = None
         self.resolves_conflicts = False
         self.name: str = storage.getName()
@@ -90,7 +104,7 @@ class StorageEngine:
     def newest_tid(self, oid: bytes) -> bytes | None:
         """The tid of the newest record of *oid*, also if it is a deletion and the storage can tell."""
         try:
-            tid: bytes = self._storage.getTid(oid)
+            tid: bytes = self._writer.getTid(oid)
         except POSKeyError:
             return None
         return tid
@@ -129,35 +143,45 @@ class StorageEngine:
     # Writing --------------------------------------------------------------------------------------
 
     def prepare(self, tid: bytes | None, info: TransactionInfo, operations: Iterable[Operation]) -> Prepared:
-        assert tid is not None
         meta = TransactionMetaData(info.user, info.description, info.extension)
+        writer = self._writer
         try:
             # A storage's lock may be held even if this fails, until the transaction is aborted.
-            if info.status == " ":
-                self._storage.tpc_begin(meta, tid)
-            else:
-                self._storage.tpc_begin(meta, tid, info.status)
-            writing = _Writing(self._storage, meta, tid, self.newest_tid, self._resolver)
+            self._begin(meta, tid, info)
+            writing = _Writing(writer, meta, tid, self.newest_tid, self._resolver)
             for operation in operations:
                 writing.apply(operation)
+            if not writing.conflicts:
+                writing.vote()
             conflicts = list(writing.conflicts.values())
-            resolved = [] if conflicts else self._storage.tpc_vote(meta)
         except BaseException:
-            self._storage.tpc_abort(meta)
+            writer.tpc_abort(meta)
             raise
         if conflicts:
-            self._storage.tpc_abort(meta)
+            writer.tpc_abort(meta)
             return Prepared(conflicts)
-        return _Voted(meta, list(writing.oids), [*writing.resolved, *(resolved or ())])
+        return _Voted(meta, list(writing.oids), list(writing.resolved))
 
-    def commit(self, batch: Sequence[Commit]) -> None:
+    def _begin(self, meta: TransactionMetaData, tid: bytes | None, info: TransactionInfo) -> None:
+        assert tid is not None
+        if info.status == " ":
+            self._writer.tpc_begin(meta, tid)
+        else:
+            self._writer.tpc_begin(meta, tid, info.status)
+
+    def commit(self, batch: Sequence[Commit]) -> Sequence[bytes] | None:
+        tids = []
         for one in batch:
             assert isinstance(one.prepared, _Voted)
-            self._storage.tpc_finish(one.prepared.meta)
+            tids.append(self._writer.tpc_finish(one.prepared.meta))
+        return tids
 
     def abandon(self, prepared: Prepared) -> None:
         assert isinstance(prepared, _Voted)
-        self._storage.tpc_abort(prepared.meta)
+        self._writer.tpc_abort(prepared.meta)
+
+    def poll(self) -> News | None:
+        return None
 
     def outcomes(self) -> Outcomes:
         return Outcomes(self.last_tid())
@@ -195,7 +219,7 @@ class _Writing:
         self,
         storage: Any,
         meta: TransactionMetaData,
-        tid: bytes,
+        tid: bytes | None,
         newest_tid: Callable[[bytes], bytes | None],
         resolver: Resolver | None,
     ) -> None:
@@ -205,6 +229,8 @@ class _Writing:
         self._meta = meta
         self._tid = tid
         self.oids: dict[bytes, None] = {}
+        #: What was given to the storage, which may yet find at the vote that it conflicts.
+        self._stored: dict[bytes, bytes] = {}
         #: Those whose data is another than the client knows.
         self.resolved: dict[bytes, None] = {}
         self.conflicts: dict[bytes, Conflict] = {}
@@ -216,6 +242,8 @@ class _Writing:
                 self._store(operation)
             case Restore(oid, data, same_as):
                 refuse_empty(oid, data)
+                if self._tid is None:
+                    raise Unsupported("a record can only be restored in a transaction that brings its tid")
                 self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
                 self.oids[oid] = None
             case Delete(oid, serial):
@@ -234,9 +262,24 @@ class _Writing:
 
     def _undo(self, transaction_id: bytes) -> None:
         undone_tid(transaction_id)
-        _, oids = self._able("undo")(transaction_id, self._meta)
+        undone = self._able("undo")(transaction_id, self._meta)
+        if undone is not None:  # RelStorage tells at the vote
+            self._changed(undone[1])
+
+    def _changed(self, oids: Iterable[bytes]) -> None:
         self.oids.update(dict.fromkeys(oids))
         self.resolved.update(dict.fromkeys(oids))
+
+    def vote(self) -> None:
+        try:
+            self._changed(self._storage.tpc_vote(self._meta) or ())
+        except ReadConflictError:
+            raise
+        except ConflictError as conflict:
+            if not conflict.serials or conflict.oid not in self._stored:
+                raise
+            committed, read = conflict.serials
+            self.conflicts[conflict.oid] = Conflict(conflict.oid, committed, read, self._stored[conflict.oid])
 
     def _store(self, store: Store) -> None:
         oid, serial, data = store.oid, store.serial, store.data
@@ -259,6 +302,7 @@ class _Writing:
             self.conflicts[oid] = Conflict(oid, committed, read, data)
             return
         self.oids[oid] = None
+        self._stored[oid] = data
 
 
 def refuse_empty(oid: bytes, data: bytes | None) -> None:

@@ -3,8 +3,10 @@
 Carries out what `commit.transactions` decides, on the event loop's thread. What an engine does goes to
 threads: batches to one of their own, so that a disk that syncs holds up nobody, and transactions that are
 large, or that undo, to another. Small ones are prepared at once: they take no longer than the way to a
-thread. Engines that are exclusive do everything at once, unless a pack holds their locks. Knows sessions by
-few methods only (see `Client`), so that tests can pass anything that has them.
+thread. Engines that are exclusive do everything at once, unless a pack holds their locks. All that goes to
+threads with an engine that may have to wait: what is exclusive to the one for batches, in order, and reading
+to some of its own. Knows sessions by few methods only (see `Client`), so that tests can pass anything that
+has them.
 """
 
 import logging
@@ -12,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ZODB.POSException import ConflictError, ReadOnlyError
 
@@ -20,6 +22,7 @@ from zeoid import limits
 from zeoid.commit.actions import (
     Abandon,
     Action,
+    Announce,
     Commit,
     Decide,
     Expire,
@@ -27,6 +30,7 @@ from zeoid.commit.actions import (
     Prepare,
     Publish,
     Reply,
+    StartOver,
     State,
     Transaction,
 )
@@ -34,49 +38,16 @@ from zeoid.commit.invalidations import InvalidationLog
 from zeoid.commit.transactions import Transactions
 from zeoid.ports import Clock, Engine, Prepared
 from zeoid.ports import Commit as Committing
+from zeoid.server.clients import Announcement, Client, RunInThread
 from zeoid.server.packing import Pack, Packs
+from zeoid.server.polling import Polling
 from zeoid.server.visible import Visible
+from zeoid.server.wording import told, told_oids
 from zeoid.wire.messages import EXTENSIONS
 
 log = logging.getLogger("zeoid.server")
 #: Where people who come from ZEO look for this one line.
 timeout_log = logging.getLogger("ZEO.StorageServer")
-
-
-class Client(Protocol):
-    """What a hosted storage needs of a session."""
-
-    label: str
-
-    def answer(self, transaction: Transaction, value: Any) -> None: ...
-
-    def refuse(self, transaction: Transaction, problem: Exception) -> None: ...
-
-    def tell(self, announcement: "Announcement") -> None: ...
-
-    def hold(self) -> None: ...
-
-    def let_go(self) -> None: ...
-
-    def drop(self, reason: str) -> None: ...
-
-
-class Announcement:
-    """A one-way call that many clients get: encoded once for each coding."""
-
-    __slots__ = ("args", "encoded", "name")
-
-    def __init__(self, name: str, *args: Any) -> None:
-        self.name = name
-        self.args = args
-        #: The bytes for each coding that was needed.
-        self.encoded: dict[str, bytes] = {}
-
-
-#: What is called with the result of work in a thread, or with the exception.
-Done = Callable[[Any, BaseException | None], None]
-#: Runs the first function in a thread, then calls the second on the loop.
-RunInThread = Callable[[Callable[[], Any], Done], None]
 
 
 @dataclass(slots=True)
@@ -104,6 +75,7 @@ class Hosted:
         is_alone: Callable[[], bool],
         on_fatal: Callable[[str], None],
         *,
+        run_reading: RunInThread | None = None,
         read_only: bool = False,
         transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
         invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
@@ -118,6 +90,7 @@ class Hosted:
         self.transactions = Transactions(
             self.visible.tid,
             exclusive=engine.exclusive,
+            shared=engine.shared,
             outcomes=engine.outcomes(),
             timeout_s=transaction_timeout_s,
         )
@@ -129,6 +102,8 @@ class Hosted:
         #: Batches, one after the other; and what may take its time meanwhile.
         self._run_in_thread = run_in_thread
         self._run_beside = run_beside
+        #: What is read of an engine that may have to wait.
+        self.run_reading = run_reading or run_beside
         #: Whether the server has one connection only, which waits for what is done for it.
         self._is_alone = is_alone
         self._on_fatal = on_fatal
@@ -138,8 +113,11 @@ class Hosted:
         self._packing = False
         self._in_thread = 0
         self._failed = ""
-        self._told_size = engine.size_bytes()
+        self._size = self._told_size = (engine.count(), engine.size_bytes())
         self._tell_size_s = 0.0
+        #: Up to where the size was asked for, where the engine may have to wait.
+        self._sized_at = self.visible.tid
+        self._polling = Polling(self) if engine.shared else None
         self._started = time.ctime(clock.time())
 
     # Transactions ---------------------------------------------------------------------------------
@@ -168,6 +146,8 @@ class Hosted:
         if self.engine.failure and not self._failed:
             self._fail(f"storage {self.name!r} failed: {self.engine.failure}")
         self.perform(self.transactions.expire(*self._now()))
+        if self._polling is not None:
+            self._polling.tick()
         if self.clock.monotonic() >= self._tell_size_s:
             self._tell_size()
 
@@ -211,6 +191,11 @@ class Hosted:
                 return self._engine_call(lambda: self.engine.abandon(abandoned), self._abandoned)
             case Expire(transaction, state):
                 self._expire(transaction, state)
+            case Announce(tid, oids):
+                self.transactions.others_committed(tid)
+                self._tell_invalidation(tid, oids, list(self.clients))
+            case StartOver(tid):
+                self._start_over(tid)
         return ()
 
     # The engine's part ----------------------------------------------------------------------------
@@ -218,7 +203,7 @@ class Hosted:
     def _prepare(self, transaction: Transaction) -> Sequence[Action]:
         engine = self.engine
 
-        def work() -> Prepared:
+        def work() -> Any:
             return engine.prepare(transaction.tid or None, transaction.info, transaction.operations)
 
         def done(prepared: Prepared | None, problem: BaseException | None) -> list[Action]:
@@ -237,20 +222,28 @@ class Hosted:
             transaction.undoes
             or len(transaction.operations) > limits.PREPARE_INLINE_OPERATIONS
             or engine.resolves_conflicts
+            or not engine.inline
         ):
             return self._beside(work, done)
+        if self._polling is not None:
+            return self._engine_call(*self._polling.prepare(work, done))
         return self._engine_call(work, done)
 
     def _commit(self, batch: Sequence[Transaction]) -> Sequence[Action]:
-        def work() -> None:
+        engine = self.engine
+
+        def work() -> Sequence[bytes] | None:
             committing = []
             for each in batch:
                 assert each.prepared is not None
                 id = each.id if type(each.id) is bytes else b""
                 committing.append(Committing(each.tid, id, each.prepared))
-            self.engine.commit(committing)
+            return engine.commit(committing)
 
         def done(_: Any, problem: BaseException | None) -> list[Action]:
+            if problem is not None and engine.shared and isinstance(problem, Exception):
+                log.error("storage %r failed to commit", self.name, exc_info=problem)
+                return self.transactions.uncommitted(batch, problem, self.clock.time())
             if problem is not None:
                 # What is on the disk can't be known: whoever guesses loses data.
                 self._fail(f"storage {self.name!r} failed to commit: {problem!r}")
@@ -258,9 +251,11 @@ class Hosted:
             self.counts.commits += len(batch)
             return self.transactions.committed(batch, self.clock.time())
 
-        if self.engine.exclusive or (self._is_alone() and not self._packing):
+        if self._polling is not None:
+            return self._engine_call(*self._polling.commit(batch, work, done))
+        if engine.exclusive or (engine.inline and self._is_alone() and not self._packing):
             return self._engine_call(work, done)  # there is nobody whom it could hold up
-        return self._in_commit_thread(work, done, clients=list(self.clients) if len(batch) > 1 else ())
+        return self.in_commit_thread(work, done, clients=list(self.clients) if len(batch) > 1 else ())
 
     def _abandoned(self, _: Any, problem: BaseException | None) -> list[Action]:
         if problem is not None:
@@ -277,17 +272,17 @@ class Hosted:
         """Have the engine do *work*; the actions that *done* makes of the result now, or () if later."""
         if self._failed:
             return ()
-        if self.engine.exclusive and (self._packing or self._in_thread):
+        if self.engine.exclusive and (self._packing or self._in_thread or not self.engine.inline):
             # A pack holds the storage's commit lock while it copies what was committed meanwhile. What
             # went to the thread keeps its place before what comes after it.
-            return self._in_commit_thread(work, done)
+            return self.in_commit_thread(work, done)
         try:
             value = work()
         except Exception as problem:
             return done(None, problem)
         return done(value, None)
 
-    def _in_commit_thread(
+    def in_commit_thread(
         self,
         work: Callable[[], Any],
         done: Callable[[Any, BaseException | None], list[Action]],
@@ -327,22 +322,46 @@ class Hosted:
 
     def _publish(self, transaction: Transaction) -> None:
         assert transaction.prepared is not None
-        tid, oids = transaction.tid, list(transaction.prepared.oids)
-        self.invalidations.append(tid, oids)
         others = [client for client in self.clients if client is not transaction.owner]
-        if others:
+        self._tell_invalidation(transaction.tid, transaction.prepared.oids, others)
+
+    def _tell_invalidation(self, tid: bytes, oids: Sequence[bytes], clients: Sequence[Client]) -> None:
+        oids = list(oids)
+        self.invalidations.append(tid, oids)
+        if clients:
             announcement = Announcement("invalidateTransaction", tid, oids)
-            for client in others:
+            for client in clients:
                 client.tell(announcement)
         self.visible.advance(tid)
 
+    def _start_over(self, tid: bytes) -> None:
+        """Clients that connect again hear that nothing is known up to *tid*, and forget what is current."""
+        self.transactions.others_committed(tid)
+        for client in list(self.clients):
+            client.drop("the database was changed by others, in a way that can't be told")
+        if tid > self.visible.tid:
+            self.visible.advance(tid)
+        self.invalidations.forget(self.visible.tid)
+
     def _tell_size(self) -> None:
         """Clients are told of the storage's size when it has changed, if not at every commit."""
-        self._tell_size_s = self.clock.monotonic() + limits.INFO_S
-        size = self.engine.size_bytes()
-        if size != self._told_size and self.clients:
+        engine = self.engine
+        if engine.inline:
+            self._tell_size_s = self.clock.monotonic() + limits.INFO_S
+            self._sized((engine.count(), engine.size_bytes()), None)
+        elif self._sized_at != self.visible.tid:
+            self._tell_size_s = self.clock.monotonic() + limits.FOREIGN_INFO_S
+            self._sized_at = self.visible.tid
+            self.run_reading(lambda: (engine.count(), engine.size_bytes()), self._sized)
+
+    def _sized(self, size: tuple[int, int] | None, problem: BaseException | None) -> None:
+        if size is None:
+            log.warning("storage %r can't tell its size: %s", self.name, problem)
+            return
+        self._size = size
+        if size[1] != self._told_size[1] and self.clients:
             self._told_size = size
-            announcement = Announcement("info", {"length": self.engine.count(), "size": size})
+            announcement = Announcement("info", {"length": size[0], "size": size[1]})
             for client in list(self.clients):
                 client.tell(announcement)
 
@@ -351,7 +370,7 @@ class Hosted:
             committed, read = problem.serials
             log.info(
                 "%s: conflict on object %s, which is at %s and was read at %s, in %s",
-                transaction.owner.label, problem.oid.hex(), committed.hex(), read.hex(), _told(transaction),
+                transaction.owner.label, problem.oid.hex(), committed.hex(), read.hex(), told(transaction),
             )  # fmt: skip
 
     def _expire(self, transaction: Transaction, state: State) -> None:
@@ -360,7 +379,7 @@ class Hosted:
         timeout_s = self.transactions.timeout_s
         timeout_log.critical(
             "(%s) Transaction timeout after %g seconds: it was %s, and held %s; %s",
-            owner.label, timeout_s, state.value, _told_oids(held), _told(transaction),
+            owner.label, timeout_s, state.value, told_oids(held), told(transaction),
         )  # fmt: skip
         owner.drop(f"its transaction was not finished in {timeout_s:g} s")
 
@@ -371,13 +390,24 @@ class Hosted:
             raise ReadOnlyError()
         return self.engine.new_oids(max(1, min(count, limits.NEW_OIDS)))
 
+    def look(self) -> None:
+        """A client asked for what it can know only from elsewhere."""
+        if self._polling is not None:
+            self._polling.poll()
+
+    def may_have_changed(self, oid: bytes, after: bytes) -> bool:
+        """Whether an object that was read when *after* was visible may be another now."""
+        return self.visible.tid != after and self.invalidations.may_have_changed(oid, after)
+
     def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         return self.invalidations.since(tid)
 
     def info(self) -> dict[str, Any]:
+        if self.engine.inline:
+            self._size = (self.engine.count(), self.engine.size_bytes())
         return {
-            "length": self.engine.count(),
-            "size": self.engine.size_bytes(),
+            "length": self._size[0],
+            "size": self._size[1],
             "name": self.engine.name,
             "supportsUndo": self.engine.supports_undo,
             "supports_record_iternext": self.engine.supports_record_iteration,
@@ -422,21 +452,3 @@ class Hosted:
             "timeout-thread-is-alive": True,
             "waiting": self.transactions.waiting,
         }
-
-
-def _told(transaction: Transaction) -> str:
-    """What a transaction is doing, as far as its client said."""
-    info = transaction.info
-    user, description = (_printable(text) for text in (info.user, info.description))
-    return f"a transaction of {user or 'nobody'}: {description or 'no description'}"
-
-
-def _printable(text: bytes) -> str:
-    return "".join(c if c.isprintable() else " " for c in text[:200].decode("utf-8", "replace")).strip()
-
-
-def _told_oids(oids: Sequence[bytes]) -> str:
-    if not oids:
-        return "the whole storage"
-    shown = ", ".join(oid.hex() for oid in oids[:5])
-    return f"{len(oids)} objects: {shown}" + (" …" if len(oids) > 5 else "")

@@ -2,7 +2,7 @@
 
 `METHODS` has a function for every row of `wire.messages.SERVER_METHODS`. Each takes the session and the
 checked arguments, and returns the value to reply with, `LATER` (the hosted storage answers), or
-work that must not hold up the event loop (`Slow`, `Pack`).
+work that must not hold up the event loop (`Slow`, `Read`, `Pack`).
 """
 
 from collections.abc import Callable, Sequence
@@ -41,6 +41,14 @@ class Slow:
 
 
 @frozen
+class Read:
+    """Work for a thread; its result is the reply, unless *oid* was written meanwhile."""
+
+    work: Callable[[], Any]
+    oid: bytes
+
+
+@frozen
 class Pack:
     """A pack of the session's storage, up to *time* (seconds since the epoch)."""
 
@@ -63,18 +71,30 @@ def register(session: "Session", storage: str | bytes, read_only: bool) -> bytes
 # Reading ----------------------------------------------------------------------------------------------
 
 
-def load_before(session: "Session", oid: bytes, tid: bytes) -> Revision | None:
+def load_before(session: "Session", oid: bytes, tid: bytes) -> Revision | Read | None:
     hosted = session.hosted
     hosted.counts.loads += 1
-    return hosted.visible.load_before(oid, tid)
+    if hosted.engine.inline:
+        return hosted.visible.load_before(oid, tid)
+    return Read(lambda: hosted.visible.load_before(oid, tid), oid)
 
 
-def load_serial(session: "Session", oid: bytes, serial: bytes) -> bytes:
-    return session.hosted.visible.load_serial(oid, serial)
+def load_serial(session: "Session", oid: bytes, serial: bytes) -> Any:
+    visible = session.hosted.visible
+    return _read(session, lambda: visible.load_serial(oid, serial), oid)
 
 
-def get_tid(session: "Session", oid: bytes) -> bytes:
-    return session.hosted.visible.current_tid(oid)
+def get_tid(session: "Session", oid: bytes) -> Any:
+    visible = session.hosted.visible
+    return _read(session, lambda: visible.current_tid(oid), oid)
+
+
+def _read(session: "Session", work: Callable[[], Any], oid: bytes) -> Any:
+    return work() if session.hosted.engine.inline else Read(work, oid)
+
+
+def _ask(session: "Session", work: Callable[[], Any]) -> Any:
+    return work() if session.hosted.engine.inline else Slow(work)
 
 
 def last_transaction(session: "Session") -> bytes:
@@ -95,7 +115,8 @@ def history(session: "Session", oid: bytes, size: int = 1) -> Slow:
 
 
 def record_iternext(session: "Session", following: bytes | None = None) -> Any:
-    return session.hosted.visible.record_iternext(following)
+    visible = session.hosted.visible
+    return _ask(session, lambda: visible.record_iternext(following))
 
 
 def undo_info(
@@ -122,28 +143,29 @@ def iterator_start(session: "Session", start: bytes | None = None, stop: bytes |
 
 
 def iterator_next(session: "Session", iterator: int) -> Any:
-    return session.iterators.next_transaction(iterator)
+    return _ask(session, lambda: session.iterators.next_transaction(iterator))
 
 
-def iterator_record_start(session: "Session", iterator: int, tid: bytes) -> int:
-    return session.iterators.open_records(iterator, tid)
+def iterator_record_start(session: "Session", iterator: int, tid: bytes) -> Any:
+    return _ask(session, lambda: session.iterators.open_records(iterator, tid))
 
 
 def iterator_record_next(session: "Session", iterator: int) -> Any:
-    return session.iterators.next_record(iterator)
+    return _ask(session, lambda: session.iterators.next_record(iterator))
 
 
-def iterator_gc(session: "Session", iterators: list[int]) -> None:
-    session.iterators.forget(iterators)
+def iterator_gc(session: "Session", iterators: list[int]) -> Any:
+    return _ask(session, lambda: session.iterators.forget(iterators))
 
 
 # Transactions -----------------------------------------------------------------------------------------
 
 
-def new_oids(session: "Session", count: int = 100) -> list[bytes]:
+def new_oids(session: "Session", count: int = 100) -> Any:
     if session.read_only:
         raise ReadOnlyError()
-    return session.hosted.new_oids(count)
+    hosted = session.hosted
+    return _ask(session, lambda: hosted.new_oids(count))
 
 
 def tpc_begin(

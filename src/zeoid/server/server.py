@@ -13,13 +13,15 @@ import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 from zeoid import limits
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
-from zeoid.server.hosted import Done, Hosted
+from zeoid.server.clients import Done, RunInThread
+from zeoid.server.hosted import Hosted
 from zeoid.server.session import Session
 
 log = logging.getLogger("zeoid.server")
@@ -41,6 +43,8 @@ class _Transport(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._slow_reader = False
+        #: The session has more to do than it is willing to keep.
+        self._full_session = False
         self._writable = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -88,7 +92,21 @@ class _Transport(asyncio.Protocol):
         self._slow_reader = False
         if self._session is not None:
             self._session.resume()
-        if self._transport is not None and not self._transport.is_closing() and not self._is_full():
+        self._resume_reading()
+
+    def stop_reading(self) -> None:
+        self._full_session = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        self._full_session = False
+        self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._transport is None or self._transport.is_closing() or self._is_full():
+            return
+        if not self._slow_reader and not self._full_session:
             self._transport.resume_reading()
 
     def _is_full(self) -> bool:
@@ -168,21 +186,26 @@ class StorageServer:
             if resolve_conflicts:
                 engine.resolve_conflicts()
             commit_thread = self._thread(f"zeoid-commit-{name}")
+            run_reading: RunInThread | None = None
+            if not engine.inline:
+                readers = self._thread(f"zeoid-read-{name}", limits.READ_THREADS)
+                run_reading = partial(self._in_thread, readers)
             self.storages[name] = Hosted(
                 name,
                 engine,
                 clock or SystemClock(),
-                lambda work, done, thread=commit_thread: self._in_thread(thread, work, done),  # type: ignore[misc]
+                partial(self._in_thread, commit_thread),
                 self.run_slow,
                 lambda: len(self.connections) <= 1,
                 self._fail,
+                run_reading=run_reading,
                 read_only=read_only,
                 transaction_timeout_s=transaction_timeout_s,
                 invalidation_log_transactions=invalidation_log_transactions,
             )
 
-    def _thread(self, name: str) -> ThreadPoolExecutor:
-        executor = ThreadPoolExecutor(1, name)
+    def _thread(self, name: str, threads: int = 1) -> ThreadPoolExecutor:
+        executor = ThreadPoolExecutor(threads, name)
         self._threads.append(executor)
         return executor
 

@@ -6,6 +6,7 @@ What happens to a session, and what follows:
     answer, refuse  the hosted storage answers a vote or a finish, at once, so that the reply stands in the
                     stream where the commit happened
     tell            a one-way call, such as an invalidation; it keeps its place among the replies
+    (a read ends)   its reply is sent, unless it may be out of date by now: then it is read again
     pause, resume   the client does not read its replies, or does again; calls wait meanwhile
     drop(reason)    the connection is closed from our side
     lost(reason)    the connection is gone; transactions are given up, iterators closed
@@ -17,8 +18,7 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ZODB.POSException import (
     ConflictError,
@@ -32,7 +32,8 @@ from ZODB.POSException import (
 from zeoid import limits
 from zeoid.commit.actions import Transaction
 from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
-from zeoid.server.hosted import Announcement, Done, Hosted
+from zeoid.server.clients import Announcement, House, Wire
+from zeoid.server.hosted import Hosted
 from zeoid.server.iterators import Iterators
 from zeoid.server.methods import (
     ANSWERED_LATER,
@@ -42,8 +43,10 @@ from zeoid.server.methods import (
     OPERATIONS,
     Outcome,
     Pack,
+    Read,
     Slow,
 )
+from zeoid.server.reads import Reads
 from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
 from zeoid.wire.loads import REQUEST_BYTES as LOAD_BYTES
@@ -65,24 +68,6 @@ _HANDLERS = {
 }
 
 
-class Wire(Protocol):
-    """Where a session's bytes go."""
-
-    def write(self, data: bytes) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class House(Protocol):
-    """What a session needs of the server around it."""
-
-    storages: dict[str, Hosted]
-
-    def run_slow(self, work: Callable[[], Any], done: Done) -> None: ...
-
-    def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None: ...
-
-
 class Session:
     """The server's side of one connection."""
 
@@ -98,6 +83,7 @@ class Session:
         self._held = False
         self._awaited: dict[Any, MessageId] = {}
         self._slow = 0
+        self._reads = Reads(self._read_ended)
         #: The storage that this client registered for. There is none before that.
         self.hosted: Hosted
         self.registered = False
@@ -153,6 +139,9 @@ class Session:
     def resume(self) -> None:
         """The client has read its replies."""
         self._paused = False
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._gathered is None and not self._closed:
             self._work()
 
@@ -163,6 +152,9 @@ class Session:
             self._gathered = []
         try:
             while calls and not self._paused and not self._closed:
+                if self._reads.full:
+                    self._wire.stop_reading()
+                    break
                 self._call(*calls.popleft())
             if self._connection.state is _ASKED:
                 self._report_status()
@@ -181,7 +173,8 @@ class Session:
                 raise InvalidCall(f"there is no method {name[:100]!r}")
             check, carry_out, after_register, answered_later = handler
             if self.registered is not after_register:
-                raise InvalidCall(f"{name} can't be called {_phase(self.registered)}")
+                when = "after" if self.registered else "before"
+                raise InvalidCall(f"{name} can't be called {when} register")
             args = check(args)
             if answered_later:
                 if one_way:
@@ -196,6 +189,8 @@ class Session:
         kind = type(result)
         if kind is Slow:
             self._run_slow(message_id, one_way, name, result)
+        elif kind is Read:
+            self._reads.begin(self.hosted, result, (message_id, one_way, name))
         elif kind is Pack:
             self._pack(message_id, one_way, result)
         elif kind is Outcome:
@@ -241,7 +236,7 @@ class Session:
         self.read_only = read_only
         self.hosted = hosted
         self.registered = True
-        self._answers_loads = True
+        self._answers_loads = hosted.engine.inline
         self._connection.registered()
         hosted.clients.add(self)
         log.info(
@@ -257,11 +252,9 @@ class Session:
 
     def _report_status(self) -> None:
         status = {name: hosted.status() for name, hosted in self._house.storages.items()}
-        self._write_raw_frame(json.dumps(status).encode("ascii"))
-        self.drop("")
-
-    def _write_raw_frame(self, payload: bytes) -> None:
+        payload = json.dumps(status).encode("ascii")
         self._write(len(payload).to_bytes(4, "big") + payload)
+        self.drop("")
 
     # Work in threads ------------------------------------------------------------------------------
 
@@ -281,7 +274,24 @@ class Session:
             elif not one_way:
                 self._reply(message_id, name, value)
 
-        self._house.run_slow(slow.work, done)
+        if self.registered and not self.hosted.engine.inline:
+            self.hosted.run_reading(slow.work, done)
+        else:
+            self._house.run_slow(slow.work, done)
+
+    def _read_ended(
+        self, call: tuple[MessageId, bool, str], value: Any, problem: Exception | None, was_full: bool
+    ) -> None:
+        message_id, one_way, name = call
+        if self._closed:
+            return
+        if problem is not None:
+            self._failed(message_id, one_way, name, (), problem)
+        elif not one_way:
+            self._reply(message_id, name, value)
+        if was_full and not self._closed:
+            self._wire.read_on()
+            self._go_on()
 
     def _pack(self, message_id: MessageId, one_way: bool, pack: Pack) -> None:
         hosted = self.hosted
@@ -440,7 +450,3 @@ class Session:
             self.iterators.close()
         if self.registered:
             self.hosted.disconnected(self)
-
-
-def _phase(registered: bool) -> str:
-    return "after register" if registered else "before register"

@@ -27,8 +27,20 @@ def describe(problem: BaseException) -> Fault:
         pairs = [(oid, str(getattr(error, "_reason", error))) for oid, error in problem._errs]
         return name, {"_errs": pairs}
     attributes = {key: value for key, value in vars(problem).items() if key != "__notes__"}
+    if isinstance(problem, POSException.POSError) and kind.__module__.partition(".")[0] != "ZODB":
+        return _describe_kin(problem, attributes)
     details = attributes or problem.args
     return name, details if _is_plain(details) else (str(problem),)
+
+
+def _describe_kin(problem: POSException.POSError, attributes: dict[str, Any]) -> Fault:
+    """An error that another package derived from one of ZODB's, as that one: clients know no other."""
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(problem).__mro__)
+    name = next((name for name in names if name in _REBUILD), "ZODB.POSException.StorageError")
+    known = {key: value for key, value in attributes.items() if key in _ATTRIBUTES and _is_plain(value)}
+    if known:
+        return name, known
+    return name, tuple(part for part in problem.args if _is_plain(part)) or (str(problem),)
 
 
 def _is_plain(value: Any) -> bool:
@@ -108,6 +120,9 @@ def _reason(error: Any) -> str:
         return str(error[1].get("_reason"))
     return str(error)
 
+
+#: What conflicts and failed undos know of themselves.
+_ATTRIBUTES: Final = frozenset({"class_name", "message", "oid", "serials", "_oid", "_reason"})
 
 _REBUILD: Final[dict[str, Callable[[Any], Exception]]] = {
     "builtins.KeyError": _with_args(KeyError),
