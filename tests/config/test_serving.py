@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -359,6 +360,6 @@ def test_what_a_databases_driver_raises_is_told_in_one_line(configured: Configur
     (tmp_path / "database" / "main.sqlite3").write_bytes(b"no database" * 1000)
     text = f"<relstorage>\n<sqlite3>\ndata-dir {tmp_path / 'database'}\n</sqlite3>\n</relstorage>\n"
     options = configured(f"%import relstorage\n<zeo>\naddress 7700\n</zeo>\n{text}")
-    with pytest.raises(ConfigurationError, match=r"can't open storage '1' of .*: file is not a database") as caught:
+    with pytest.raises(ConfigurationError) as caught:
         options.storages["1"]()
-    assert "\n" not in str(caught.value)
+    assert re.match(r"can't open storage '1' of .*: file is not a database$", str(caught.value))

@@ -253,6 +253,40 @@ def test_a_copy_that_others_have_overtaken_is_refused(engine: PolledEngine, data
     assert store(engine, B) > others
 
 
+def test_a_copy_that_others_overtake_while_it_waits_for_the_lock_is_refused(
+    engine: PolledEngine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tid = tid_after(store(engine, A))
+    begin, others = engine._writer.tpc_begin, []
+
+    def waited(*args: Any) -> None:
+        others.append(database.write(B))
+        begin(*args)
+
+    monkeypatch.setattr(engine._writer, "tpc_begin", waited)
+    with pytest.raises(StorageError, match="too old"):
+        engine.prepare(None, TransactionInfo(b"", b"", {}, tid), [Restore(C, b"copied", None)])
+    monkeypatch.undo()
+    assert engine.poll() == News(others[0], [B])
+    assert store(engine, C) > others[0], "nothing is left of it"
+
+
+def test_an_iterator_gives_its_instance_back(
+    engine: PolledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tid = store(engine, A)
+    released = []
+    release = type(engine._storage).release
+    monkeypatch.setattr(
+        type(engine._storage), "release", lambda self: (released.append(self), release(self))
+    )
+    iterator = engine.iterate(None, None)
+    assert next(iterator).tid == tid
+    assert not released
+    assert not list(iterator)
+    assert len(released) == 1
+
+
 def test_a_record_is_restored_with_a_tid_only(engine: PolledEngine) -> None:
     with pytest.raises(Unsupported):
         engine.prepare(None, INFO, [Restore(A, b"copied", None)])
