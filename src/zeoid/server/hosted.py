@@ -13,7 +13,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ZODB.POSException import ConflictError, ReadOnlyError
@@ -39,6 +38,7 @@ from zeoid.commit.transactions import Transactions
 from zeoid.ports import Clock, Engine, Prepared
 from zeoid.ports import Commit as Committing
 from zeoid.server.clients import Announcement, Client, RunInThread
+from zeoid.server.counts import Counts
 from zeoid.server.packing import Pack, Packs
 from zeoid.server.polling import Polling
 from zeoid.server.visible import Visible
@@ -48,18 +48,6 @@ from zeoid.wire.messages import EXTENSIONS
 log = logging.getLogger("zeoid.server")
 #: Where people who come from ZEO look for this one line.
 timeout_log = logging.getLogger("ZEO.StorageServer")
-
-
-@dataclass(slots=True)
-class Counts:
-    """What server_status reports, since the start."""
-
-    loads: int = 0
-    stores: int = 0
-    commits: int = 0
-    aborts: int = 0
-    conflicts: int = 0
-    conflicts_resolved: int = 0
 
 
 class Hosted:

@@ -98,9 +98,7 @@ class Session:
 
     def receive(self, data: bytes) -> None:
         """Bytes from the client. Never raises: what is wrong ends this connection and no other."""
-        if self._answers_loads and len(data) == LOAD_BYTES and self._answer_load(data):
-            return
-        if self._closed:
+        if self._closed or (self._answers_loads and len(data) == LOAD_BYTES and self._answer_load(data)):
             return
         try:
             self._calls.extend(self._connection.receive(data))
