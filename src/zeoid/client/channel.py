@@ -75,6 +75,8 @@ class Channel:
         self._on_call: OnCall | None = None
         self._early: list[tuple[str, Any]] = []
         self._send_lock = threading.Lock()
+        #: Whoever sends a blob has this: a server takes one at a time.
+        self.blob_lock = threading.Lock()
         #: Guards what follows but for `_role`, which changes hands in single steps of a dictionary.
         self._roles = threading.Lock()
         self._role: dict[str, _Waiter] = {}
@@ -116,6 +118,11 @@ class Channel:
         self._on_call = on_call
         early, self._early = self._early, []
         return early
+
+    @property
+    def sends(self) -> int:
+        """Grows with everything that is sent."""
+        return self._uses
 
     @property
     def protocol(self) -> str:
@@ -170,6 +177,18 @@ class Channel:
         if waiter.done and waiter.problem is None:
             return waiter.value
         return self._await(waiter, deadline_s, timeout_s)
+
+    def call_long(
+        self, name: str, args: tuple[Any, ...], timeout_s: float, progress: Callable[[], int]
+    ) -> Any:
+        """As `call`, but the deadline is put off for as long as what *progress* tells grows."""
+        waiter = _Waiter()
+        self._transmit(lambda: self._connection.call(waiter, name, args), _monotonic() + timeout_s)
+        seen = -1
+        while not waiter.done and self._dead is None and (now := progress()) > seen:
+            seen = now
+            self._wait(waiter, _monotonic() + timeout_s)
+        return self._await(waiter, 0.0, timeout_s)
 
     def call_all(
         self,
@@ -266,16 +285,20 @@ class Channel:
 
     # Waiting and reading --------------------------------------------------------------------------
 
+    def _wait(self, waiter: _Waiter, deadline_s: float) -> None:
+        """Return when its reply is there, and at the deadline; it may be waited for again."""
+        try:
+            if self._take_role_or_queue(waiter) or (
+                waiter.wake is not None and self._sleep(waiter, deadline_s)
+            ):
+                self._read(waiter, deadline_s)
+        except BaseException as problem:
+            self._interrupted(waiter, problem)
+            raise
+
     def _await(self, waiter: _Waiter, deadline_s: float, timeout_s: float) -> Any:
         if not waiter.done:
-            try:
-                if self._take_role_or_queue(waiter) or (
-                    waiter.wake is not None and self._sleep(waiter, deadline_s)
-                ):
-                    self._read(waiter, deadline_s)
-            except BaseException as problem:
-                self._interrupted(waiter, problem)
-                raise
+            self._wait(waiter, deadline_s)
         if not waiter.done:
             self._raise_if_dead()
             self._connection.forget(waiter)
@@ -289,6 +312,7 @@ class Channel:
         with self._roles:
             if waiter.done or self._dead is not None:
                 return False
+            waiter.promoted = False
             waiter.wake = threading.Lock()
             waiter.wake.acquire()
             # In this order: whoever leaves the role looks at those who wait only after that.
