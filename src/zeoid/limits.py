@@ -115,8 +115,9 @@ READ_BYTES: Final = 64 * 1024
 
 # Blobs of a client ------------------------------------------------------------------------------------
 
-#: A blob goes to a server in messages of this size: between two of them other threads' messages go out.
-BLOB_CHUNK_BYTES: Final = 256 * 1024
+#: A blob goes to a server in messages of this size, as from ZEO's client (larger ones its server takes more
+#: slowly). Between two of them other threads' messages go out.
+BLOB_CHUNK_BYTES: Final = 59_000
 #: A download that breaks off with its connection is begun so often.
 BLOB_DOWNLOADS: Final = 3
 #: Whoever removes a file from the cache has it locked for two system calls. It is waited for in steps of this

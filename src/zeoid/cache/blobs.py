@@ -101,6 +101,7 @@ class Part:
         #: Writing comes from the thread that reads the connection; closing from the one that waits for it.
         self._lock = threading.Lock()
         self._open = True
+        self._process = os.getpid()
         self.problem: OSError | None = None
         #: Whether all of it is here.
         self.complete = False
@@ -150,6 +151,8 @@ class Part:
 
     def close(self) -> None:
         """Give it up. What was not placed is gone."""
+        if self._process != os.getpid():
+            return  # it is the parent's, whose files `after_fork` has closed
         with self._lock:
             if self._open:
                 self._open = False
@@ -157,6 +160,10 @@ class Part:
                     if _is_at(self._fd, self._name):
                         zodb_blob.remove_committed(self._name)
                 self._cache.let_go(self._fd)
+
+    def __del__(self) -> None:
+        # A thread that is interrupted at the wrong moment must not leave a lock behind.
+        self.close()
 
 
 class BlobCache:
@@ -212,6 +219,7 @@ class BlobCache:
             os.unlink(probe)
         else:
             os.replace(probe, marker)
+        self.remove_leftovers()
 
     def path_of(self, oid: bytes, tid: bytes) -> str:
         path: str = self.fshelper.getBlobFilename(oid, tid)
@@ -226,13 +234,17 @@ class BlobCache:
     def hold(self, path: str) -> int | None:
         """The blob at *path*, open: it is not removed until `let_go`, nor soon after. None: it is not here.
 
-        None, too, if somebody who is about to remove it does not get on with it.
+        None, too, if somebody who is about to remove it does not get on with it. ClientError if it can't be
+        read.
         """
-        for _ in range(limits.BLOB_LOCK_TRIES):
-            found = self._try(path)
-            if found != _BUSY:
-                return found
-            self._pause(limits.BLOB_LOCK_POLL_S)
+        try:
+            for _ in range(limits.BLOB_LOCK_TRIES):
+                found = self._try(path)
+                if found != _BUSY:
+                    return found
+                self._pause(limits.BLOB_LOCK_POLL_S)
+        except OSError as problem:
+            raise self.failure(problem) from problem
         return None
 
     def _try(self, path: str) -> int | None:
@@ -285,6 +297,15 @@ class BlobCache:
         finally:
             self.let_go(fd)
 
+    def remove_leftovers(self) -> None:
+        """Remove from `tmp` what transactions of processes that were killed have left."""
+        old_s = self._now_ns() / 1e9 - limits.BLOB_LEFTOVER_S
+        with os.scandir(os.path.join(self.directory, "tmp")) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.name.startswith(OURS) and entry.stat(follow_symlinks=False).st_ctime < old_s:
+                        zodb_blob.remove_committed(entry.path)
+
     def remove_part(self, name: str) -> None:
         """Remove what somebody who was killed in a download has left, unless it is being filled again."""
         with contextlib.suppress(FileNotFoundError):
@@ -298,9 +319,10 @@ class BlobCache:
 
     # What comes -----------------------------------------------------------------------------------
 
-    def part(self, path: str, timeout_s: float) -> Part | None:
+    def part(self, path: str, timeout_s: float, stir: Callable[[], object] = lambda: None) -> Part | None:
         """The right to fill *path*; None if it is here now. Waits while another process does it.
 
+        *stir* is called whenever that one has got on.
         TimedOut when that one gets nowhere for *timeout_s*; ClientError if the disk fails.
         """
         name = path + PART if self._has_locks else f"{path}.{os.urandom(8).hex()}{PART}"
@@ -313,6 +335,7 @@ class BlobCache:
                     return part
                 if size_bytes != seen_bytes:
                     seen_bytes, idle_s = size_bytes, 0.0
+                    stir()
                 elif idle_s >= timeout_s:
                     raise TimedOut(f"another process that downloads {path} gets nowhere")
                 self._pause(pause_s)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from zeoid import limits
-from zeoid.cache.blobs import OURS, PART, BlobCache
+from zeoid.cache.blobs import PART, BlobCache
 
 log = logging.getLogger("zeoid.client")
 
@@ -58,7 +58,9 @@ class Cleaner:
     def after_fork(self) -> None:
         """In a forked child: the thread is the parent's."""
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = False
+        #: There is more to do for the thread.
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._added_bytes = 0
 
@@ -71,40 +73,40 @@ class Cleaner:
         self.start()
 
     def start(self) -> None:
-        """Clean in the background, unless that is being done, or it was closed."""
+        """Clean in the background, unless it was closed."""
         with self._lock:
-            if self._thread is not None or self._closing.is_set():
-                return
             self._added_bytes = 0
-            self._thread = threading.Thread(target=self._run, name="zeoid cleans blobs", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError as problem:  # no more threads, or the interpreter ends: the next one does it
-                self._thread = None
-                log.warning("blobs can't be cleaned now: %s", problem)
+            self._wake.set()
+            if self._thread is None and not self._closing:
+                thread = threading.Thread(target=self._run, name="zeoid cleans blobs", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as problem:  # no more threads, or the interpreter ends
+                    log.warning("the blobs can't be cleaned now: %s", problem)
+                else:
+                    self._thread = thread
 
     def close(self, timeout_s: float) -> None:
-        self._closing.set()
+        self._closing = True
+        self._wake.set()
         thread = self._thread
         if thread is not None:
             thread.join(timeout_s)
 
     def _run(self) -> None:
-        try:
-            wait_s: float | None = 0.0
-            while wait_s is not None and not self._closing.wait(wait_s):
-                wait_s = self.clean()
-                with self._lock:
-                    if wait_s is None and self._added_bytes >= self._step_bytes:
-                        wait_s = 0.0  # it has grown meanwhile, and nobody else starts
-                        self._added_bytes = 0
-                    elif wait_s is None:
-                        self._thread = None
-                        return
-        except OSError as problem:
-            log.warning("the blobs could not be cleaned: %s", self._cache.failure(problem))
-        with self._lock:
-            self._thread = None
+        wait_s: float | None = None
+        while True:
+            with self._lock:
+                if self._closing or (wait_s is None and not self._wake.is_set()):
+                    self._thread = None
+                    return
+            self._wake.wait(wait_s)
+            self._wake.clear()
+            try:
+                wait_s = None if self._closing else self.clean()
+            except OSError as problem:
+                wait_s = None
+                log.warning("the blobs could not be cleaned: %s", self._cache.failure(problem))
 
     # The work -------------------------------------------------------------------------------------
 
@@ -119,7 +121,7 @@ class Cleaner:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(attempt)
                 wait_s = self._pass()
-                if not os.path.exists(attempt) or self._closing.is_set():
+                if not os.path.exists(attempt) or self._closing:
                     return wait_s
 
     @contextlib.contextmanager
@@ -131,6 +133,7 @@ class Cleaner:
             file.close()
 
     def _pass(self) -> float | None:
+        self._cache.remove_leftovers()
         files = list(self._scan())
         total_bytes = sum(file.size_bytes for file in files)
         now_ns = self._now_ns()
@@ -142,7 +145,7 @@ class Cleaner:
         target_bytes = self._bound_bytes - self._step_bytes
         begin_bytes = total_bytes
         for file in files:
-            if total_bytes <= target_bytes or before_ns < file.atime_ns <= now_ns or self._closing.is_set():
+            if total_bytes <= target_bytes or before_ns < file.atime_ns <= now_ns or self._closing:
                 break
             if self._cache.remove(file.path, file.atime_ns, before_ns):
                 total_bytes -= file.size_bytes
@@ -154,11 +157,9 @@ class Cleaner:
         """The blobs that are here. What killed processes left is removed on the way."""
         old_s = self._now_ns() / _NS - limits.BLOB_LEFTOVER_S
         for directory in _entries(self._cache.directory):
-            if directory.name == "tmp":
-                self._remove_leftovers(directory.path, old_s)
-            elif directory.name.isdigit():
+            if directory.name.isdigit():
                 for entry in _entries(directory.path):
-                    if self._closing.is_set():
+                    if self._closing:
                         return
                     with contextlib.suppress(FileNotFoundError):  # removed, or placed, meanwhile
                         if entry.name.endswith(_SUFFIX):
@@ -166,12 +167,6 @@ class Cleaner:
                             yield _File(found.st_atime_ns, found.st_size, entry.path)
                         elif entry.name.endswith(PART) and entry.stat().st_mtime < old_s:
                             self._cache.remove_part(entry.path)
-
-    def _remove_leftovers(self, temporary: str, old_s: float) -> None:
-        for entry in _entries(temporary):
-            with contextlib.suppress(FileNotFoundError):
-                if entry.name.startswith(OURS) and entry.stat().st_ctime < old_s:
-                    os.unlink(entry.path)
 
 
 def _entries(directory: str) -> list["os.DirEntry[str]"]:

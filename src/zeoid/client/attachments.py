@@ -5,6 +5,7 @@ know how a blob gets to the server, nor where its file is.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -61,9 +62,9 @@ class Attachments:
     def place(self, tid: bytes) -> None:
         """The transaction was committed as *tid*."""
         blobs, self._blobs = self._blobs, []
-        oids = [oid for oid, _, _, _ in blobs]
+        times = Counter(oid for oid, _, _, _ in blobs)
         for oid, _, _, file in blobs:
-            if oids.count(oid) == 1:
+            if times[oid] == 1:
                 file.place(tid)
             else:
                 _discard(file, sent=True)  # of two blobs of one object the server says which one counts

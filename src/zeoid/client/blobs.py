@@ -115,6 +115,7 @@ class SharedBlobs(_Blobs):
 
     def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
         serial = _serial(serial)
+        commit.check_alive()
         self._connect(self._timeout_s)
         path = os.path.join(self.fshelper.getPathForOID(oid), f"{OURS}{os.urandom(8).hex()}.tmp-")
         file = _Shared(path)
@@ -150,11 +151,16 @@ class _Flight:
         #: What the others get, too; None if they had better look for themselves.
         self.problem: Exception | None = None
         self.part: Part | None = None
+        self._stirs = 0
+
+    def stir(self) -> None:
+        """It goes on, though not by this process."""
+        self._stirs += 1
 
     @property
-    def received_bytes(self) -> int:
+    def progress(self) -> int:
         part = self.part
-        return 0 if part is None else part.received_bytes
+        return self._stirs + (0 if part is None else part.received_bytes)
 
 
 class CachedBlobs(_Blobs):
@@ -172,7 +178,7 @@ class CachedBlobs(_Blobs):
             cleaner.start()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        #: By path. A thread that finds none of its blob puts its own here, in a single step.
         self._flights: dict[str, _Flight] = {}
         self._downloads = Downloads()
 
@@ -191,6 +197,7 @@ class CachedBlobs(_Blobs):
 
     def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
         serial = _serial(serial)
+        commit.check_alive()
         self._connect(self._timeout_s)
         commit.store_blob(oid, serial, data, self._cache.take(oid, filename))
 
@@ -220,36 +227,34 @@ class CachedBlobs(_Blobs):
 
     def _have(self, path: str, oid: bytes, serial: bytes) -> None:
         """Have the blob downloaded, by this thread or by one that is doing so already."""
-        with self._lock:
-            flight = self._flights.get(path)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[path] = _Flight()
-        if not leads:
-            self._follow(flight)
-            return
+        mine = _Flight()
         try:
-            self._download(flight, path, oid, serial)
-        except Exception as problem:
-            if isinstance(problem, POSError) and not isinstance(problem, Disconnected):
-                flight.problem = problem
+            flight = self._flights.setdefault(path, mine)
+            if flight is not mine:
+                self._follow(flight)
+            else:
+                self._download(mine, path, oid, serial)
+        except POSError as problem:
+            if not isinstance(problem, Disconnected):
+                mine.problem = problem
             raise
         finally:
-            with self._lock:
+            # Whatever ended it, an interruption, too: another thread may lead now.
+            if self._flights.get(path) is mine:
                 del self._flights[path]
-            flight.over.set()
+            mine.over.set()
 
     def _follow(self, flight: _Flight) -> None:
-        seen_bytes = -1
+        seen = -1
         while not flight.over.wait(self._timeout_s):
-            if flight.received_bytes == seen_bytes:
+            if flight.progress == seen:
                 raise TimedOut("another thread downloads this blob and gets nowhere")
-            seen_bytes = flight.received_bytes
+            seen = flight.progress
         if flight.problem is not None:
             raise copy.copy(flight.problem)
 
     def _download(self, flight: _Flight, path: str, oid: bytes, serial: bytes) -> None:
-        part = self._cache.part(path, self._timeout_s)
+        part = self._cache.part(path, self._timeout_s, flight.stir)
         if part is None:
             return
         flight.part = part

@@ -77,6 +77,8 @@ class Channel:
         self._send_lock = threading.Lock()
         #: Whoever sends a blob has this: a server takes one at a time.
         self.blob_lock = threading.Lock()
+        #: How much of blobs has come. All replies stand behind a blob: while this grows no deadline passes.
+        self.blob_bytes = 0
         #: Guards what follows but for `_role`, which changes hands in single steps of a dictionary.
         self._roles = threading.Lock()
         self._role: dict[str, _Waiter] = {}
@@ -177,18 +179,6 @@ class Channel:
         if waiter.done and waiter.problem is None:
             return waiter.value
         return self._await(waiter, deadline_s, timeout_s)
-
-    def call_long(
-        self, name: str, args: tuple[Any, ...], timeout_s: float, progress: Callable[[], int]
-    ) -> Any:
-        """As `call`, but the deadline is put off for as long as what *progress* tells grows."""
-        waiter = _Waiter()
-        self._transmit(lambda: self._connection.call(waiter, name, args), _monotonic() + timeout_s)
-        seen = -1
-        while not waiter.done and self._dead is None and (now := progress()) > seen:
-            seen = now
-            self._wait(waiter, _monotonic() + timeout_s)
-        return self._await(waiter, 0.0, timeout_s)
 
     def call_all(
         self,
@@ -299,6 +289,10 @@ class Channel:
     def _await(self, waiter: _Waiter, deadline_s: float, timeout_s: float) -> Any:
         if not waiter.done:
             self._wait(waiter, deadline_s)
+            seen_bytes = 0
+            while not waiter.done and self._dead is None and self.blob_bytes != seen_bytes:
+                seen_bytes = self.blob_bytes
+                self._wait(waiter, _monotonic() + timeout_s)
         if not waiter.done:
             self._raise_if_dead()
             self._connection.forget(waiter)

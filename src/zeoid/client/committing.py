@@ -240,7 +240,7 @@ class Commit:
         same_as: bytes | None = None,
     ) -> None:
         """Do this to an object, as part of the transaction."""
-        self._check_alive()
+        self.check_alive()
         self._way.add((kind, oid, serial, data, same_as))
         if kind == UNDO:
             self._undoes = True
@@ -254,7 +254,8 @@ class Commit:
         self.operate(STORE, oid, serial, data)
         self.blobs.send_last()
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Disconnected if nothing can come of it any more."""
         if not self._way.channel.alive:
             raise Disconnected("the connection was lost during this transaction; begin it again")
 
@@ -292,7 +293,7 @@ class Commit:
         raise self._unresolved(conflict, stored)
 
     def _answers(self) -> Sequence[Any]:
-        self._check_alive()
+        self.check_alive()
         answers: Any = self._way.vote() or ()
         if type(answers) not in (list, tuple) or not all(map(_is_answer, answers)):
             raise ServerError("the server answered the vote with what is no list of objects")
@@ -351,7 +352,7 @@ class Commit:
             checked: bytes = tid
             return checked
 
-        self._check_alive()
+        self.check_alive()
         channel = self._way.channel
         try:
             tid: bytes = channel.call("tpc_finish", (self._way.id,), self._way.timeout_s, hook=hook)

@@ -68,12 +68,12 @@ class Downloads:
     def fetch(self, channel: Channel, oid: bytes, serial: bytes, part: Part, timeout_s: float) -> None:
         """Have the server send a blob into *part*.
 
-        Raises what the server answered; TimedOut when nothing came for *timeout_s*; Disconnected.
+        Raises what the server answered; TimedOut when no blob moved for *timeout_s*; Disconnected.
         """
         key = channel, oid, serial
         self._parts[key] = part
         try:
-            channel.call_long("sendBlob", (oid, serial), timeout_s, lambda: part.received_bytes)
+            channel.call("sendBlob", (oid, serial), timeout_s)
             if not part.complete:
                 raise ServerError("the server said that it had sent a blob, and did not")
         except TimedOut as problem:
@@ -86,10 +86,12 @@ class Downloads:
             channel.close(Disconnected("a thread was interrupted while it downloaded a blob"))
             raise
         finally:
-            del self._parts[key]
+            self._parts.pop(key, None)
 
     def receive(self, channel: Channel, name: str, args: tuple[Any, ...]) -> None:
         """A message of a download; in stream order. What nobody waits for any more is dropped."""
+        if len(args) == 3:
+            channel.blob_bytes += len(args[2])
         part = self._parts.get((channel, args[0], args[1]))
         if part is None:
             return
