@@ -128,7 +128,8 @@ def test_a_file_that_is_taken_belongs_to_the_cache_and_is_placed_by_name(
     added: list[int] = []
     cache.added = added.append
     (tmp_path / "file").write_bytes(b"content")
-    taken = cache.take(OID, str(tmp_path / "file"))
+    taken = cache.taken(OID)
+    taken.take(str(tmp_path / "file"))
     assert not (tmp_path / "file").exists()
     assert os.stat(taken.path).st_mode & 0o222 == 0
     taken.place(TID)
@@ -139,7 +140,8 @@ def test_a_file_that_is_taken_belongs_to_the_cache_and_is_placed_by_name(
 
 def test_a_file_that_is_discarded_is_gone(cache: BlobCache, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
-    taken = cache.take(OID, str(tmp_path / "file"))
+    taken = cache.taken(OID)
+    taken.take(str(tmp_path / "file"))
     taken.discard()
     taken.discard()
     assert files(cache) == []
@@ -147,7 +149,8 @@ def test_a_file_that_is_discarded_is_gone(cache: BlobCache, tmp_path: Path) -> N
 
 def test_a_file_that_can_not_be_placed_is_discarded(cache: BlobCache, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
-    taken = cache.take(OID, str(tmp_path / "file"))
+    taken = cache.taken(OID)
+    taken.take(str(tmp_path / "file"))
     Path(cache.path_of(OID, TID)).mkdir(parents=True)
     taken.place(TID)
     assert files(cache) == []
@@ -172,7 +175,7 @@ def test_a_file_that_can_not_be_copied_stays_the_callers(
     (tmp_path / "file").write_bytes(bytes(100_000))
     monkeypatch.setattr(os, "rename", another_partition)
     with no_room_beyond(50_000), pytest.raises(ClientError, match=FULL):
-        cache.take(OID, str(tmp_path / "file"))
+        cache.taken(OID).take(str(tmp_path / "file"))
     assert (tmp_path / "file").stat().st_size == 100_000
     assert files(cache) == []
 

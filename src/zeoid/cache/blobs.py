@@ -57,7 +57,10 @@ class _Layout:
 
 
 class Taken:
-    """The file of a blob that a transaction stores. It belongs to us; it is placed or discarded."""
+    """The file of a blob that a transaction stores: it is taken, then placed or discarded.
+
+    It has its name before there is a file, so that whoever has to discard it knows of it in time.
+    """
 
     #: Its name, if the server takes the file itself from the directory that it shares with us.
     shared_name: str | None = None
@@ -66,6 +69,15 @@ class Taken:
         self.path = path
         self._oid = oid
         self._cache = cache
+
+    def take(self, filename: str) -> None:
+        """Take the file that the application wrote. ClientError if that fails; then it stays where it is."""
+        try:
+            zodb_blob.rename_or_copy_blob(filename, self.path, chmod=False)
+            zodb_blob.set_not_writable(self.path)
+        except OSError as problem:
+            self.discard()
+            raise self._cache.failure(problem) from problem
 
     def place(self, tid: bytes) -> None:
         """It was committed as *tid*: have it where it is looked for. If that fails it is downloaded."""
@@ -93,6 +105,8 @@ class Part:
     A failure of the disk is remembered in `problem`: whoever writes is not the one who wants the blob.
     """
 
+    _open = False
+
     def __init__(self, cache: "BlobCache", fd: int, name: str, target: str) -> None:
         self._cache = cache
         self._fd = fd
@@ -100,7 +114,6 @@ class Part:
         self._target = target
         #: Writing comes from the thread that reads the connection; closing from the one that waits for it.
         self._lock = threading.Lock()
-        self._open = True
         self._process = os.getpid()
         self.problem: OSError | None = None
         #: Whether all of it is here.
@@ -108,6 +121,7 @@ class Part:
         self.size_bytes = 0
         #: Never goes back, so that whoever waits can see that something comes.
         self.received_bytes = 0
+        self._open = True
 
     def begin(self) -> None:
         """Now it comes, from its beginning."""
@@ -163,7 +177,8 @@ class Part:
 
     def __del__(self) -> None:
         # A thread that is interrupted at the wrong moment must not leave a lock behind.
-        self.close()
+        if self._open:
+            self.close()
 
 
 class BlobCache:
@@ -365,20 +380,9 @@ class BlobCache:
                 if part is None:
                     self.let_go(fd)
 
-    def take(self, oid: bytes, filename: str) -> Taken:
-        """Take the file of a blob that is to be stored: it is ours from now on. ClientError if that fails."""
-        path = os.path.join(self.fshelper.temp_dir, OURS + os.urandom(8).hex())
-        taken = Taken(self, oid, path)
-        try:
-            zodb_blob.rename_or_copy_blob(filename, path, chmod=False)
-            zodb_blob.set_not_writable(path)
-        except OSError as problem:
-            taken.discard()
-            raise self.failure(problem) from problem
-        except BaseException:
-            taken.discard()
-            raise
-        return taken
+    def taken(self, oid: bytes) -> Taken:
+        """For a blob that is to be stored: a name for its file, which is still to be taken."""
+        return Taken(self, oid, os.path.join(self.fshelper.temp_dir, OURS + os.urandom(8).hex()))
 
     def after_fork(self) -> None:
         """In a forked child: what the parent has locked is the parent's."""

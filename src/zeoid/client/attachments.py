@@ -21,11 +21,14 @@ class BlobFile(Protocol):
     #: Its name in the directory that the server shares with us; None if the server must be sent the content.
     shared_name: str | None
 
+    def take(self, filename: str) -> None:
+        """Take the file that the application wrote. ClientError if that fails."""
+
     def place(self, tid: bytes) -> None:
         """It was committed as *tid*. Raises nothing."""
 
     def discard(self, sent: bool) -> None:
-        """It was not committed; the server may have been *sent* it. OSError."""
+        """It was not committed; the server may have been *sent* it. OSError, unless it was never taken."""
 
 
 #: Sends (oid, serial, data, file) to the server.
@@ -42,7 +45,7 @@ class Attachments:
         self._sent = 0
 
     def add(self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile) -> None:
-        """The transaction has this blob; the file is ours from now on, whatever fails next."""
+        """The transaction has this blob. Its file will be discarded, whatever fails next."""
         self._blobs.append((oid, serial, data, file))
 
     def send_last(self) -> None:

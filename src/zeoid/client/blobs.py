@@ -79,9 +79,20 @@ class _Blobs(NoBlobs):
 class _Shared:
     """A blob's file in the directory that the server reads: it takes the file from there, or removes it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, directory: str) -> None:
         self.path = path
         self.shared_name: str | None = os.path.basename(path)
+        self._directory = directory
+
+    def take(self, filename: str) -> None:
+        """Take the file that the application wrote. ClientError if that fails; then it stays where it is."""
+        try:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            zodb_blob.rename_or_copy_blob(filename, self.path)
+        except OSError as problem:
+            self.discard(sent=False)
+            reason = problem.strerror or problem
+            raise ClientError(f"the blob directory {self._directory}: {reason}") from problem
 
     def place(self, tid: bytes) -> None:
         """The server has done it."""
@@ -118,17 +129,7 @@ class SharedBlobs(_Blobs):
         commit.check_alive()
         self._connect(self._timeout_s)
         path = os.path.join(self.fshelper.getPathForOID(oid), f"{OURS}{os.urandom(8).hex()}.tmp-")
-        file = _Shared(path)
-        try:
-            self.fshelper.createPathForOID(oid)
-            zodb_blob.rename_or_copy_blob(filename, path)
-        except BaseException as problem:
-            file.discard(sent=False)
-            if isinstance(problem, OSError):
-                where = self.fshelper.base_dir
-                raise ClientError(f"the blob directory {where}: {problem.strerror or problem}") from problem
-            raise
-        commit.store_blob(oid, serial, data, file)
+        commit.store_blob(oid, serial, data, _Shared(path, self.fshelper.base_dir), filename)
 
     def path(self, oid: bytes, serial: bytes) -> str:
         path: str = self.fshelper.getBlobFilename(oid, serial)
@@ -199,7 +200,7 @@ class CachedBlobs(_Blobs):
         serial = _serial(serial)
         commit.check_alive()
         self._connect(self._timeout_s)
-        commit.store_blob(oid, serial, data, self._cache.take(oid, filename))
+        commit.store_blob(oid, serial, data, self._cache.taken(oid), filename)
 
     def path(self, oid: bytes, serial: bytes) -> str:
         path = self._cache.path_of(oid, serial)

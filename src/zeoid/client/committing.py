@@ -248,9 +248,13 @@ class Commit:
             assert oid is not None
             self.written[oid] = data if kind == STORE else None
 
-    def store_blob(self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile) -> None:
-        """Store an object with the blob *file*, which belongs to the transaction from now on."""
+    def store_blob(
+        self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile, filename: str
+    ) -> None:
+        """Store an object with the blob in *filename*, which becomes *file* and the transaction's."""
+        self.check_alive()
         self.blobs.add(oid, serial, data, file)
+        file.take(filename)
         self.operate(STORE, oid, serial, data)
         self.blobs.send_last()
 
