@@ -31,6 +31,8 @@ import zeoid
 
 Kind = Literal["zeoid", "stock"]
 Coding = Literal["M5", "Z5"]
+Layout = Literal["bushy", "lawn"]
+"""How a server's blob directory is laid out."""
 Address = tuple[str, int] | str
 """A host and a port, or the path of a socket."""
 
@@ -44,7 +46,7 @@ LOG_LINES = 5_000
 CLIENT_WAIT_S = 15.0
 
 MAPPING_SECTION = "<mappingstorage {name}>\n</mappingstorage>\n"
-FILE_SECTION = "<filestorage {name}>\npath {file}\n</filestorage>\n"
+FILE_SECTION = "<filestorage {name}>\n{keys}</filestorage>\n"
 
 STOCK_SERVER = Path(__file__).with_name("stock_server.py")
 LISTENING = re.compile(r"listening on (?:127\.0\.0\.1:(\d+)|/)")
@@ -136,6 +138,8 @@ class Server:
         in_memory: bool = False,
         on_socket: bool = False,
         section: str = "",
+        blobs: Layout | None = None,
+        client_conflict_resolution: bool = False,
     ) -> None:
         self.kind = kind
         self.folder = folder
@@ -147,6 +151,8 @@ class Server:
         self.in_memory = in_memory
         self.on_socket = on_socket
         self.section = section
+        self.blobs = blobs
+        self.client_conflict_resolution = client_conflict_resolution
         self.log = Log()
         self.ended_by_test = False
         self._port = 0
@@ -161,6 +167,15 @@ class Server:
 
     def _file_of(self, storage: str) -> Path:
         return self.folder / ("Data.fs" if storage == "1" else f"{storage}.fs")
+
+    def blob_dir(self, storage: str = "1", *, exists: bool = True) -> Path:
+        """The directory of a storage's blobs, with the layout marker that makes it what was asked for."""
+        assert self.blobs is not None
+        directory = self.folder / f"blobs-{storage}"
+        if exists and not directory.exists():
+            directory.mkdir()
+            (directory / ".layout").write_text(self.blobs)
+        return directory
 
     @property
     def address(self) -> Address:
@@ -216,22 +231,28 @@ class Server:
         """The path of a configuration for `runzeo` that says what the options of the command line would."""
         timeout = f"transaction-timeout {self.transaction_timeout_s}" if self.transaction_timeout_s else ""
         address = self.address if self.on_socket else f"127.0.0.1:{self._port}"
+        resolving = "client-conflict-resolution true" if self.client_conflict_resolution else ""
         server = f"""
             <zeo>
               address {address}
               read-only {self.read_only}
               msgpack {self.coding == "M5"}
               {timeout}
+              {resolving}
             </zeo>
         """
         section = self.section or (MAPPING_SECTION if self.in_memory else FILE_SECTION)
         storages = (
-            section.format(name=storage, folder=self.folder, file=self._file_of(storage))
+            section.format(name=storage, folder=self.folder, keys=self._keys_of(storage))
             for storage in self.storages
         )
         path = self.folder / "server.conf"
         path.write_text("".join([server, *storages]))
         return str(path)
+
+    def _keys_of(self, storage: str) -> str:
+        blobs = "" if self.blobs is None else f"blob-dir {self.blob_dir(storage)}\n"
+        return f"path {self._file_of(storage)}\n{blobs}"
 
     def stop(self) -> int:
         """Ask the server to end, the way an init system does; its exit status.
@@ -328,6 +349,8 @@ class Peers:
         in_memory: bool = False,
         on_socket: bool = False,
         section: str = "",
+        blobs: Layout | None = None,
+        client_conflict_resolution: bool = False,
     ) -> Server:
         """A server that listens; with new, empty data files, unless it is given a folder that has some.
 
@@ -345,6 +368,8 @@ class Peers:
             in_memory=in_memory,
             on_socket=on_socket,
             section=section,
+            blobs=blobs,
+            client_conflict_resolution=client_conflict_resolution,
         )
         self.servers.append(server)
         self._open.callback(self._end, server)
@@ -378,6 +403,8 @@ class Peers:
         read_only_fallback: bool = False,
         label: str = "",
         wait: bool = True,
+        blob_dir: Path | str | None = None,
+        **blob_options: Any,
     ) -> Any:
         """A client storage. A stock one has no say in the coding: it takes what the server offers."""
         if kind == "zeoid":
@@ -390,6 +417,8 @@ class Peers:
                 read_only_fallback=read_only_fallback,
                 coding=coding,
                 client_label=label,
+                blob_dir=blob_dir,
+                **blob_options,
             )
         else:
             self._has_stock_client = True
@@ -401,6 +430,8 @@ class Peers:
                 read_only=read_only,
                 read_only_fallback=read_only_fallback,
                 client_label=label,
+                blob_dir=blob_dir,
+                **blob_options,
             )
         self._open.callback(client.close)
         return client

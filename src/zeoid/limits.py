@@ -133,6 +133,26 @@ RECEIVE_TICK_S: Final = 1.0
 #: The size of one read from a socket. Larger ones make the allocator ask the system for memory each time.
 READ_BYTES: Final = 64 * 1024
 
+# Blobs of a client ------------------------------------------------------------------------------------
+
+#: A blob goes to a server in messages of this size, as from ZEO's client (larger ones its server takes more
+#: slowly). Between two of them other threads' messages go out.
+BLOB_CHUNK_BYTES: Final = 59_000
+#: A download that breaks off with its connection is begun so often.
+BLOB_DOWNLOADS: Final = 3
+#: Whoever removes a file from the cache has it locked for two system calls. It is waited for in steps of this
+#: size, so many times; after that it is taken for stopped, and the blob is downloaded anew.
+BLOB_LOCK_POLL_S: Final = 0.01
+BLOB_LOCK_TRIES: Final = 500
+#: Another process's download is looked at this often.
+BLOB_PART_POLL_S: Final = 0.1
+#: A blob that was handed out stays in the cache for this long: its path may be about to be opened …
+BLOB_GRACE_S: Final = 60.0
+#: … and only this long when there is twice as much as the cache may hold.
+BLOB_SHORT_GRACE_S: Final = 10.0
+#: Files of uploads and downloads that are older than this were left by processes that were killed.
+BLOB_LEFTOVER_S: Final = 24 * 3600.0
+
 # Retries ----------------------------------------------------------------------------------------------
 
 #: How often `zeoid.retry` runs a transaction at most: three times, as is usual with ZODB.

@@ -590,7 +590,7 @@ def test_a_turn_is_not_lost_on_who_was_interrupted_as_it_began_to_wait(scene: Sc
 
     assert isinstance(Task(interrupted).outcome(), BaseException)
     waiting = Task(storage.tpc_begin, third)
-    wait_until(lambda: storage._waiting_for_turn == 2, "the third one waits")
+    wait_until(lambda: storage._turns._waiting == 2, "the third one waits")
     storage.tpc_abort(first)
     waiting.result(PROMPT_S)
 

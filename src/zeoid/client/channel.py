@@ -75,6 +75,10 @@ class Channel:
         self._on_call: OnCall | None = None
         self._early: list[tuple[str, Any]] = []
         self._send_lock = threading.Lock()
+        #: Whoever sends a blob has this: a server takes one at a time.
+        self.blob_lock = threading.Lock()
+        #: How much of blobs has come. All replies stand behind a blob: while this grows no deadline passes.
+        self.blob_bytes = 0
         #: Guards what follows but for `_role`, which changes hands in single steps of a dictionary.
         self._roles = threading.Lock()
         self._role: dict[str, _Waiter] = {}
@@ -116,6 +120,11 @@ class Channel:
         self._on_call = on_call
         early, self._early = self._early, []
         return early
+
+    @property
+    def sends(self) -> int:
+        """Grows with everything that is sent."""
+        return self._uses
 
     @property
     def protocol(self) -> str:
@@ -266,16 +275,24 @@ class Channel:
 
     # Waiting and reading --------------------------------------------------------------------------
 
+    def _wait(self, waiter: _Waiter, deadline_s: float) -> None:
+        """Return when its reply is there, and at the deadline; it may be waited for again."""
+        try:
+            if self._take_role_or_queue(waiter) or (
+                waiter.wake is not None and self._sleep(waiter, deadline_s)
+            ):
+                self._read(waiter, deadline_s)
+        except BaseException as problem:
+            self._interrupted(waiter, problem)
+            raise
+
     def _await(self, waiter: _Waiter, deadline_s: float, timeout_s: float) -> Any:
         if not waiter.done:
-            try:
-                if self._take_role_or_queue(waiter) or (
-                    waiter.wake is not None and self._sleep(waiter, deadline_s)
-                ):
-                    self._read(waiter, deadline_s)
-            except BaseException as problem:
-                self._interrupted(waiter, problem)
-                raise
+            self._wait(waiter, deadline_s)
+            seen_bytes = 0
+            while not waiter.done and self._dead is None and self.blob_bytes != seen_bytes:
+                seen_bytes = self.blob_bytes
+                self._wait(waiter, _monotonic() + timeout_s)
         if not waiter.done:
             self._raise_if_dead()
             self._connection.forget(waiter)
@@ -289,6 +306,7 @@ class Channel:
         with self._roles:
             if waiter.done or self._dead is not None:
                 return False
+            waiter.promoted = False
             waiter.wake = threading.Lock()
             waiter.wake.acquire()
             # In this order: whoever leaves the role looks at those who wait only after that.

@@ -24,7 +24,9 @@ from typing import Any
 from ZODB.POSException import ConflictError, POSError, UndoError
 
 from zeoid import limits
+from zeoid.client.attachments import Attachments, BlobFile
 from zeoid.client.channel import Channel
+from zeoid.client.transfers import upload
 from zeoid.errors import ClientError, Disconnected, OutcomeUnknown, ServerError, TimedOut, UnsendableValue
 from zeoid.wire.messages import CHECK_CURRENT, DATA, DELETE, OID, RESTORE, STORE, TID, UNDO
 
@@ -53,6 +55,9 @@ _TOLD_CHARACTERS = 200
 class _Way:
     """What both ways of putting a transaction to the server have in common."""
 
+    #: Whether the server has no blobs any more after a vote that met conflicts.
+    loses_blobs = False
+
     def __init__(self, id: Any, channel: Channel, timeout_s: float) -> None:
         #: The transaction's id on the wire.
         self.id = id
@@ -73,6 +78,20 @@ class _Way:
         """Send what was gathered, and ask for the vote; its answers."""
         raise NotImplementedError
 
+    def attach(self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile) -> None:
+        """Send the blob of an object that was stored: now, so that whoever stores it hears of a failure."""
+        before = self._take_gathered()
+        self.sent = True
+        if file.shared_name is None:
+            upload(self.channel, file.path, (oid, serial, data, self.id), self.timeout_s, before)
+        else:
+            args = oid, serial, data, file.shared_name, self.id
+            self.channel.send(before + self.channel.encode_one_way("storeBlobShared", args), self.timeout_s)
+
+    def _take_gathered(self) -> bytes:
+        """The messages that were not sent yet; they count as sent from now on."""
+        raise NotImplementedError
+
     def _check_size(self, what: str, message: bytes) -> None:
         if len(message) > limits.FRAME_BYTES:
             size = f"a message of {len(message):,} bytes; the limit is {limits.FRAME_BYTES:,}"
@@ -81,6 +100,9 @@ class _Way:
 
 class Stock(_Way):
     """As every ZEO server understands it: a one-way message for each operation."""
+
+    #: It puts them into the storage at the first vote, whatever comes of that.
+    loses_blobs = True
 
     def __init__(self, id: int, channel: Channel, timeout_s: float) -> None:
         super().__init__(id, channel, timeout_s)
@@ -160,11 +182,22 @@ class Extended(_Way):
 
     def _send_piece(self) -> None:
         """Send what was gathered, ahead of the vote."""
-        message = self.channel.encode_one_way("tpc_operate", self._args())
-        self._check_size("the operation", message)
+        message = self._piece()
         self.sent = True
         self.channel.send(message, self.timeout_s)
         self._was_sent()
+
+    def _piece(self) -> bytes:
+        message = self.channel.encode_one_way("tpc_operate", self._args())
+        self._check_size("the operation", message)
+        return message
+
+    def _take_gathered(self) -> bytes:
+        if self._beginning is None and not self._operations:
+            return b""
+        message = self._piece()
+        self._was_sent()
+        return message
 
     def _args(self) -> tuple[bytes, Beginning | None, list[Operation]]:
         return self.id, self._beginning, self._operations
@@ -192,6 +225,7 @@ class Commit:
         self._undoes = False
         #: What the transaction writes; None where the server knows the data better than we do.
         self.written: dict[bytes, bytes | None] = {}
+        self.blobs = Attachments(way.attach)
 
     def begin(self, tid: bytes | None, status: str) -> None:
         of = self.transaction
@@ -206,7 +240,7 @@ class Commit:
         same_as: bytes | None = None,
     ) -> None:
         """Do this to an object, as part of the transaction."""
-        self._check_alive()
+        self.check_alive()
         self._way.add((kind, oid, serial, data, same_as))
         if kind == UNDO:
             self._undoes = True
@@ -214,7 +248,18 @@ class Commit:
             assert oid is not None
             self.written[oid] = data if kind == STORE else None
 
-    def _check_alive(self) -> None:
+    def store_blob(
+        self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile, filename: str
+    ) -> None:
+        """Store an object with the blob in *filename*, which becomes *file* and the transaction's."""
+        self.check_alive()
+        self.blobs.add(oid, serial, data, file)
+        file.take(filename)
+        self.operate(STORE, oid, serial, data)
+        self.blobs.send_last()
+
+    def check_alive(self) -> None:
+        """Disconnected if nothing can come of it any more."""
         if not self._way.channel.alive:
             raise Disconnected("the connection was lost during this transaction; begin it again")
 
@@ -247,10 +292,12 @@ class Commit:
                 self.written[oid] = None
             if not conflict:
                 return list(changed)
+            if self._way.loses_blobs:
+                self.blobs.send_again(conflict)
         raise self._unresolved(conflict, stored)
 
     def _answers(self) -> Sequence[Any]:
-        self._check_alive()
+        self.check_alive()
         answers: Any = self._way.vote() or ()
         if type(answers) not in (list, tuple) or not all(map(_is_answer, answers)):
             raise ServerError("the server answered the vote with what is no list of objects")
@@ -304,11 +351,12 @@ class Commit:
         def hook(_: Any, tid: Any) -> bytes:
             if not TID.test(tid):
                 raise ServerError("the server did not commit the transaction, and did not say why")
+            self.blobs.place(tid)
             applied(tid)
             checked: bytes = tid
             return checked
 
-        self._check_alive()
+        self.check_alive()
         channel = self._way.channel
         try:
             tid: bytes = channel.call("tpc_finish", (self._way.id,), self._way.timeout_s, hook=hook)
@@ -344,6 +392,7 @@ class Commit:
             if tid is not None:
                 if not TID.test(tid):
                     raise ServerError("the server answered with what is no outcome")
+                self.blobs.place(tid)
                 learned(tid)
             return tid
 

@@ -73,6 +73,7 @@ class Link:
         jitter: Callable[[], float],
         on_connected: Callable[[dict[str, Any]], None],
         on_info: Callable[[dict[str, Any]], None],
+        on_blob: Callable[[Channel, str, tuple[Any, ...]], None],
     ) -> None:
         self.addresses = tuple(addresses)
         self.view = view
@@ -84,6 +85,7 @@ class Link:
         self._jitter = jitter
         self._on_connected = on_connected
         self._on_info = on_info
+        self._on_blob = on_blob
         self._reset(State.CONNECTING)
 
     def _reset(self, state: State) -> None:
@@ -297,8 +299,9 @@ class Link:
                 )
             self._on_connected(info)
             channel.extensions = _extensions(info)
-            for name, args in channel.listen(self._on_call, partial(self._lost, channel)):
-                self._on_early_call(name, args)
+            on_call = partial(self._on_call, channel)
+            for name, args in channel.listen(on_call, partial(self._lost, channel)):
+                self._on_early_call(channel, name, args)
         except Exception as problem:
             self._note_failure(address, problem)
             channel.close()
@@ -344,21 +347,23 @@ class Link:
                 tid, oids = CLIENT_METHODS["invalidateTransaction"].check(missed)
                 self.view.catch_up(max(tid, server_tid), oids)
 
-    def _on_call(self, name: str, args: Any) -> None:
+    def _on_call(self, channel: Channel, name: str, args: Any) -> None:
         """The server calls; in stream order."""
         method = CLIENT_METHODS.get(name)
         if method is None:
             raise PeerError(f"the server called {name[:100]!r}, which there is not")
         if name == "invalidateTransaction":
             self.view.invalidate(*method.check(args))
-        else:
+        elif name == "info":
             (info,) = method.check(args)
             self._on_info(info)
+        else:
+            self._on_blob(channel, name, method.check(args))
 
-    def _on_early_call(self, name: str, args: Any) -> None:
+    def _on_early_call(self, channel: Channel, name: str, args: Any) -> None:
         """The server called while the connection was being verified, which may have covered this call."""
         if name != "invalidateTransaction" or CLIENT_METHODS[name].check(args)[0] > self.view.last_tid():
-            self._on_call(name, args)
+            self._on_call(channel, name, args)
 
     def _lost(self, channel: Channel, problem: BaseException) -> None:
         with self._changed:

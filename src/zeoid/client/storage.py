@@ -11,12 +11,11 @@ import contextlib
 import itertools
 import os
 import random
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import zope.interface
 from ZODB import interfaces
@@ -28,19 +27,24 @@ from ZODB.POSException import (
     ReadOnlyError,
     StorageError,
     StorageTransactionError,
+    Unsupported,
 )
 
 from zeoid import limits
 from zeoid.addresses import parse_addresses
 from zeoid.cache.memory import MemoryCache
+from zeoid.client.blobs import blobs_for
 from zeoid.client.channel import Channel
 from zeoid.client.committing import Commit, Extended, Stock
 from zeoid.client.iteration import Discarded, RemoteIteration
 from zeoid.client.link import Access, Link, State
+from zeoid.client.oids import NewOids
+from zeoid.client.options import check_options
+from zeoid.client.turns import Turns
 from zeoid.client.view import View
-from zeoid.errors import ConfigurationError, Disconnected, OutcomeUnknown, ServerError, TimedOut
+from zeoid.errors import Disconnected, OutcomeUnknown, ServerError, TimedOut
 from zeoid.model import MAX_TID, Revision
-from zeoid.wire.messages import CHECK_CURRENT, DELETE, OIDS, RESTORE, STORE, UNDO
+from zeoid.wire.messages import CHECK_CURRENT, DELETE, RESTORE, STORE, UNDO
 
 #: What the server's storage provides, the client does, too.
 _PASSED_ON = {
@@ -74,6 +78,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     client_label: a name for this client in the server's log.
     server_sync: make a round trip at every transaction's begin, so that it sees what was committed before.
     coding: "M5" or "Z5"; left out, the better one that both sides know.
+    blob_dir: a directory for blobs; without one there are none.
+    shared_blob_dir: it is the server's own, which both reach; otherwise it is a cache of this machine.
+    blob_cache_size: bytes; what the cache may hold, about. Left out, all that it is given.
+    blob_cache_size_check: percent of that; by so much it may grow before it is looked at.
 
     Raises ConfigurationError for addresses that are none, TimedOut or a refusal if *wait* and no server can
     be had. After that, methods raise ZODB's errors, and `zeoid.errors.Disconnected` (a StorageError and
@@ -95,18 +103,21 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         client_label: str = "",
         server_sync: bool = False,
         coding: str | None = None,
+        blob_dir: str | os.PathLike[str] | None = None,
+        shared_blob_dir: bool = False,
+        blob_cache_size: int | None = None,
+        blob_cache_size_check: int = 10,
     ) -> None:
         addresses = parse_addresses(addr)
-        if read_only and read_only_fallback:
-            raise ConfigurationError("read_only and read_only_fallback exclude each other")
-        if coding not in (None, "M5", "Z5"):
-            raise ConfigurationError(f"coding must be M5 or Z5, not {coding!r}")
-        if not isinstance(storage, str) or not isinstance(client_label, str):
-            raise ConfigurationError("the names of a storage and of a client must be text")
-        if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout > 0):
-            raise ConfigurationError(f"wait_timeout must be a number of seconds, not {wait_timeout!r}")
-        if not isinstance(cache_size_bytes, int) or cache_size_bytes < 0:
-            raise ConfigurationError(f"cache_size_bytes must be a number of bytes, not {cache_size_bytes!r}")
+        check_options(
+            storage=storage,
+            client_label=client_label,
+            read_only=read_only,
+            read_only_fallback=read_only_fallback,
+            wait_timeout=wait_timeout,
+            cache_size_bytes=cache_size_bytes,
+            coding=coding,
+        )
         self.__name__ = name or ", ".join(map(str, addresses))
         self._storage_name = storage
         self._label = client_label
@@ -117,6 +128,17 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._view = View(self._make_cache())
         self._discarded: Discarded = collections.deque()
         self._reset()
+        self._blobs = blobs_for(
+            blob_dir,
+            shared_blob_dir,
+            blob_cache_size,
+            blob_cache_size_check,
+            self._blob_channel,
+            self._timeout_s,
+        )
+        self.fshelper = self._blobs.fshelper
+        if self._blobs.supported:
+            zope.interface.alsoProvides(self, interfaces.IBlobStorage)
         self._link = Link(
             addresses,
             storage,
@@ -128,31 +150,26 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             jitter=random.random,
             on_connected=self._connected,
             on_info=self._info.update,
+            on_blob=self._blobs.receive,
         )
         _storages.add(self)
         if wait:
             try:
                 self._link.wait(self._timeout_s)
             except BaseException:
-                self._link.close()
+                self.close()
                 raise
         else:
             self._link.start()
 
     def _reset(self) -> None:
         """What a forked child has of its own."""
-        #: Transactions that have a turn, by the id() of their object: stock servers know one at a time.
-        self._turns: set[int] = set()
-        self._turns_lock = threading.Lock()
-        self._turn_over = threading.Condition(self._turns_lock)
-        self._waiting_for_turn = 0
+        self._turns = Turns(self._timeout_s)
         self._commits: dict[int, Commit] = {}
         self._numbers = itertools.count(1)
         #: With a number behind it, a transaction's id that no other client ever makes.
         self._id_prefix = os.urandom(8)
-        self._oid_lock = threading.Lock()
-        self._oids: list[bytes] = []
-        self._oids_of = 0
+        self._oids = NewOids()
 
     def _connected(self, info: Mapping[str, Any]) -> None:
         self._info.update(info)
@@ -164,6 +181,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def _after_fork(self) -> None:
         self._reset()
         self._view.after_fork(self._make_cache())
+        self._blobs.after_fork()
         self._link.after_fork()
 
     # The storage as a whole -----------------------------------------------------------------------
@@ -171,8 +189,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def close(self) -> None:
         """Close the connection and end the threads. Calls that are under way raise Disconnected."""
         self._link.close()
-        with self._turn_over:
-            self._turn_over.notify_all()
+        self._turns.wake()
+        self._blobs.close()
 
     def registerDB(self, db: Any) -> None:
         super().registerDB(db)
@@ -337,21 +355,34 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
         return RemoteIteration(self._link.channel(self._timeout_s), call, self._discarded, start, stop)
 
+    # Blobs ----------------------------------------------------------------------------------------
+
+    def _blob_channel(self, timeout_s: float) -> Channel:
+        channel = self._link.channel(timeout_s)
+        if ("ZODB.interfaces", "IBlobStorage") not in map(tuple, self._info["interfaces"]):
+            raise Unsupported(f"{channel.peer} has no blobs: its storage has no blob directory")
+        return channel
+
+    def loadBlob(self, oid: bytes, serial: bytes) -> str:
+        return self._blobs.path(oid, serial)
+
+    def openCommittedBlobFile(self, oid: bytes, serial: bytes, blob: Any = None) -> BinaryIO:
+        return self._blobs.open(oid, serial, blob)
+
+    def temporaryDirectory(self) -> str:
+        return self._blobs.temporary_directory()
+
+    def storeBlob(
+        self, oid: bytes, serial: Any, data: bytes, blobfilename: str, version: str, transaction: Any
+    ) -> None:
+        self._blobs.store(self._committing(transaction), oid, serial, data, blobfilename)
+
     # Writing --------------------------------------------------------------------------------------
 
     def new_oid(self) -> bytes:
         if self._link.read_only:
             raise ReadOnlyError()
-        with self._oid_lock:
-            if not self._oids or self._oids_of != self._link.generation:
-                # Oids of an earlier connection are dropped: that server may have been another.
-                generation = self._link.generation
-                oids = self._read("new_oids", 100)
-                if not oids or not OIDS.test(oids):
-                    raise ServerError("the server gave no object ids")
-                self._oids = list(reversed(oids))
-                self._oids_of = generation
-            return self._oids.pop()
+        return self._oids.take(self._link, self._read)
 
     def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str = " ") -> None:
         if self._link.read_only:
@@ -359,7 +390,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         if id(transaction) in self._commits:
             raise StorageTransactionError("Duplicate tpc_begin calls for same transaction")
         try:
-            channel, extended = self._take_turn(transaction)
+            channel, extended = self._turns.take(transaction, self._link)
             number = next(self._numbers)
             way: Stock | Extended
             if extended:
@@ -373,27 +404,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             self._end(transaction)
             raise
 
-    def _take_turn(self, transaction: Any) -> tuple[Channel, bool]:
-        """The connection, once *transaction* may go on it, and whether its server knows the extensions."""
-        left_s = self._timeout_s
-        deadline_s = time.monotonic() + left_s
-        while True:
-            channel = self._link.ready or self._link.channel(left_s)
-            extended = "tpc_prepare" in channel.extensions
-            most = limits.TRANSACTIONS_PER_CONNECTION if extended else 1
-            with self._turns_lock:
-                if len(self._turns) < most:
-                    self._turns.add(id(transaction))
-                    return channel, extended
-                left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
-                    raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
-                # Whom an interruption takes away stays in the condition's queue and in the count: it is told
-                # first, in vain, as its own transaction ends.
-                self._waiting_for_turn += 1
-                self._turn_over.wait(left_s)
-                self._waiting_for_turn -= 1
-
     def _committing(self, transaction: Any) -> Commit:
         if self._link.read_only:
             raise ReadOnlyError()
@@ -403,12 +413,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return commit
 
     def _end(self, transaction: Any) -> None:
-        with self._turns_lock:
-            self._turns.discard(id(transaction))
-            if self._waiting_for_turn:
-                # Also when it had no turn: it may have been told of one, and leaves that to the next.
-                self._turn_over.notify()
-        self._commits.pop(id(transaction), None)
+        self._turns.leave(transaction)
+        commit = self._commits.pop(id(transaction), None)
+        if commit is not None:
+            commit.blobs.discard()
 
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, transaction: Any) -> None:
         self._committing(transaction).operate(STORE, oid, serial, data)

@@ -296,6 +296,9 @@ CLIENT_METHODS: Final = _table(
     Method("invalidateTransaction", (("tid", TID), ("oids", OIDS)),
            summary="a transaction was committed; it wrote these objects"),
     Method("info", (("info", MAPPING),), summary="the storage's length and size have changed"),
+    Method("receiveBlobStart", (_oid, _serial), summary="a blob begins, which `sendBlob` asked for"),
+    Method("receiveBlobChunk", (_oid, _serial, ("chunk", DATA)), summary="the next part of a blob"),
+    Method("receiveBlobStop", (_oid, _serial), summary="that was all of a blob; the reply follows"),
 )  # fmt: skip
 
 #: What a server knows beyond ZEO's methods; the reply to `get_info` names them.
