@@ -1,16 +1,16 @@
 """Addresses of storage servers, as people write them: host and port, or the path of a unix socket."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from zeoid.errors import ConfigurationError
-from zeoid.model import frozen
 
 #: The port that ZEO's documentation uses, which is not registered to anyone.
 DEFAULT_PORT = 8100
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class TcpAddress:
     """A host name or an IPv4 or IPv6 address, and a port."""
 
@@ -21,7 +21,7 @@ class TcpAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class UnixAddress:
     """The path of a unix socket."""
 

@@ -47,6 +47,10 @@ class PackCancelled(ZeoidError):
     """A pack was given up, because somebody asked for that. The storage is as it was before."""
 
 
+class CopyFailed(ZeoidError):
+    """Copying a database, or comparing two, can't go on. The message is one line and says where."""
+
+
 class ClientError(ZeoidError, StorageError):  # type: ignore[misc]
     """Base of what a client storage raises by itself."""
 

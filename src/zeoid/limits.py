@@ -131,3 +131,14 @@ RETRY_TRIES: Final = 3
 #: last, so that those who met in a conflict do not meet again.
 RETRY_FIRST_WAIT_S: Final = 0.05
 RETRY_LAST_WAIT_S: Final = 2.0
+
+# Copying ----------------------------------------------------------------------------------------------
+
+#: Blobs are read and written in pieces of this size.
+COPY_PIECE_BYTES: Final = 1024 * 1024
+#: Progress is shown this often on a terminal …
+COPY_TERMINAL_S: Final = 0.2
+#: … and as a line this often elsewhere.
+COPY_LINE_S: Final = 10.0
+#: Differences that are told one by one, and missing blobs; the others are counted.
+COPY_TOLD: Final = 10

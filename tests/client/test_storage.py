@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partialmethod
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -569,6 +571,28 @@ def test_a_turn_passes_on_when_who_was_told_of_it_fails(scene: Scene) -> None:
     storage.tpc_abort(first)
     assert isinstance(unsendable.outcome(PROMPT_S), zeoid.errors.UnsendableValue)
     beginning.result(PROMPT_S)
+
+
+def test_a_turn_is_not_lost_on_who_was_interrupted_as_it_began_to_wait(scene: Scene) -> None:
+    """Its place in the queue stays behind."""
+    storage, _ = scene.connected()
+    first, second, third = meta(), meta(), meta()
+    storage.tpc_begin(first)
+
+    def interrupt(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_return" and frame.f_code is threading.Condition._release_save.__code__:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        sys.setprofile(interrupt)
+        storage.tpc_begin(second)
+
+    assert isinstance(Task(interrupted).outcome(), BaseException)
+    waiting = Task(storage.tpc_begin, third)
+    wait_until(lambda: storage._waiting_for_turn == 2, "the third one waits")
+    storage.tpc_abort(first)
+    waiting.result(PROMPT_S)
 
 
 def test_closing_wakes_who_waits_for_their_turn(scene: Scene) -> None:

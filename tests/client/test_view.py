@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from ZODB.POSException import StorageError
 
+from tests.client.interruptions import interrupt
 from tests.client.scenes import OID, OTHER, T1, T2, T3, T4, T5, Held, Listener, Task, at, tid
 from zeoid import limits
 from zeoid.cache.memory import MemoryCache
@@ -28,6 +29,34 @@ def view() -> View:
 def heard(view: View) -> list[Any]:
     assert isinstance(view.listener, Listener)
     return view.listener.heard
+
+
+# Interruptions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda view: view.loaded((OID, view.mark), (b"data", T1, None)),
+        lambda view: view.loaded((OID, view.mark - 1), (b"data", T1, None)),
+        lambda view: view.invalidate(T3, [OID]),
+        lambda view: view.finished(T3, {OID: b"data"}, view.mark - 1, None),
+        lambda view: view.learned(T3, [OID], None),
+        lambda view: view.catch_up(T3, [OID]),
+        lambda view: view.last_tid(),
+    ],
+    ids=["loaded", "loaded late", "invalidate", "finished", "learned", "catch_up", "last_tid"],
+)
+def test_whoever_is_interrupted_leaves_no_lock_behind(happens: Callable[[View], Any]) -> None:
+    for place in itertools.count(1):
+        view = View(MemoryCache())
+        view.begin(T1)
+        view.invalidate(T2, [OTHER])
+        _, where = interrupt(place, lambda view=view: happens(view))  # type: ignore[misc]
+        assert Task(view.last_tid).outcome(5.0) >= T2, where
+        if not where:
+            break
+    assert place > 1
 
 
 # The last tid -----------------------------------------------------------------------------------------

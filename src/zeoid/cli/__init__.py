@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import checkpoint, journal, pack, recover, serve
+from zeoid.cli import checkpoint, copy, journal, pack, recover, serve
 from zeoid.errors import ConfigurationError
 
 _VERBS = {
     "serve": serve,
     "pack": pack,
+    "copy": copy,
     "checkpoint": checkpoint,
     "recover": recover,
     "journal": journal,

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -121,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
 
         def on_ready(loop: asyncio.AbstractEventLoop) -> None:
+            # What was made so far lives as long as the process: the garbage collector need not look at it.
+            gc.freeze()
             # Not before: a server that can't start must leave the file of the one that runs alone.
             stack.enter_context(_pid_file(given.pid_file))
 

@@ -388,11 +388,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise TimedOut(f"waited {self._timeout_s:g} s for another transaction of this process")
+                # Whom an interruption takes away stays in the condition's queue and in the count: it is told
+                # first, in vain, as its own transaction ends.
                 self._waiting_for_turn += 1
-                try:
-                    self._turn_over.wait(left_s)
-                finally:
-                    self._waiting_for_turn -= 1
+                self._turn_over.wait(left_s)
+                self._waiting_for_turn -= 1
 
     def _committing(self, transaction: Any) -> Commit:
         if self._link.read_only:

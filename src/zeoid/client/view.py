@@ -69,16 +69,14 @@ class View:
         if not sound:
             raise ServerError("the server answered a load with what is no revision")
         oid, mark = asked
-        lock = self._lock
-        lock.acquire()  # a new connection may be catching up while the old one's last replies come in
-        try:
+        # A new connection may be catching up while the old one's last replies come in. (An interruption can
+        # come between a bare acquire and what releases it, but not into a `with`.)
+        with self._lock:
             if end is None and mark != self.mark:
                 known, end = self._ended_since(mark, oid, start)
                 if not known:
                     return data, start, None
             self.cache.store(oid, start, end, data)
-        finally:
-            lock.release()
         return data, start, end
 
     def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:
@@ -86,10 +84,13 @@ class View:
         with self._lock:
             if not self._recent or self._recent[0][0] > mark + 1:
                 return False, None
-            ends = [
-                tid for number, tid, oids in self._recent if number > mark and tid > start and oid in oids
-            ]
-        return True, min(ends, default=None)
+            end = None
+            for number, tid, oids in reversed(self._recent):  # of many, hardly any came after the mark
+                if number <= mark:
+                    break
+                if oid in oids and tid > start and (end is None or tid < end):
+                    end = tid
+        return True, end
 
     def forget(self, oid: bytes) -> None:
         """What is known of the current revision of *oid* has turned out to be wrong."""

@@ -365,16 +365,16 @@ class Journal:
 
         OSError (ENOSPC, EDQUOT, EFBIG) if they can't; the journal can be used.
         """
-        with self._lock:
-            if not self._refusal and self._position + size_bytes <= self._used[-1][1]:
-                return
-        while not self._has_room_beyond(size_bytes):
+        while not self._has_room(size_bytes):
             self.prepare_spare()
 
-    def _has_room_beyond(self, size_bytes: int) -> bool:
-        """Whether there is room for that in the next segment. False: there must be a spare first."""
+    def _has_room(self, size_bytes: int) -> bool:
+        """False: there must be a spare first."""
         with self._lock:
-            self._check()
+            if self._refusal:
+                self._check()
+            if self._position + size_bytes <= self._used[-1][1]:
+                return True
             if not self._spares:
                 return False
             size_bytes += HEADER_BYTES + _HEAD_BYTES + self._state.outcomes_bytes

@@ -37,7 +37,7 @@ def open_filestorage(
     ConfigurationError when the file can't be used, saying why.
     """
     file = Path(path)
-    return open_storage(str(file), lambda: _open_file(file, read_only), file, read_only, disk or Disk())
+    return open_storage(str(file), lambda: open_data_file(file, read_only), file, read_only, disk or Disk())
 
 
 def check_data_file(path: Path, read_only: bool) -> None:
@@ -65,11 +65,12 @@ def _refuse_interrupted_pack(path: Path) -> None:
             )
 
 
-def _open_file(path: Path, read_only: bool) -> Any:
+def open_data_file(path: Path, read_only: bool, blob_directory: str | None = None) -> Any:
+    """A FileStorage on *path*, which it makes unless *read_only*; if that fails, it leaves nothing open."""
     check_data_file(path, read_only)
     storage = FileStorage.__new__(FileStorage)
     try:
-        storage.__init__(str(path), read_only=read_only)
+        storage.__init__(str(path), read_only=read_only, blob_dir=blob_directory)
     except BaseException:
         # Its constructor leaves open, and locked, what it had opened before it failed.
         for name in ("_file", "_files", "_tfile", "_lock_file"):

@@ -77,6 +77,8 @@ def reply(message_id: int, revision: Revision | None) -> bytes | None:
     if revision is None:
         return None
     data, start, end = revision
+    if type(data) is not bytes or type(start) is not bytes or len(start) != 8:
+        return None
     size = len(data)
     if end is not None or size > 0xFFFF or not FIRST_ID <= message_id <= LAST_ID:
         return None

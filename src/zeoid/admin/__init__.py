@@ -1,0 +1,1 @@
+"""What an administrator does to whole databases, without regard to who asked for it: copying, comparing."""
