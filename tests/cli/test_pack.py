@@ -85,7 +85,7 @@ def test_a_bar_is_full_at_the_end_only() -> None:
     ("given", "words"),
     [
         ({}, "50 %  reading  1 of 2 MB  1,234 s"),
-        ({"phase": "tracing", "objects": 1234, "objects_total": 567}, "50 %  tracing  1,234 of 567 objects "),
+        ({"phase": "tracing", "objects": 9, "objects_total": 1234}, "50 %  tracing  9 of 1,234 objects  "),
         ({"cancelling": True}, "50 %  cancelling  "),
         ({"phase": "packing", "percent": None, "bytes_total": 0}, "packing  1,234 s"),
     ],

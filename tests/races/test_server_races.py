@@ -321,9 +321,9 @@ def test_what_a_client_sees_never_goes_back(steps: list[tuple[int, int, bytes]],
             peer.start("getTid", oid)
         elif what == 5:
             _try_to_commit(peer, oid)
-        elif what == 6:
+        elif what == 6 and not house.hosted.packing:
             house.hosted.pack_begins()
-        elif what == 7:
+        elif what == 7 and house.hosted.packing:
             house.hosted.pack_ended()
         elif what == 8 and len(house.commit):
             house.commit.work()

@@ -12,6 +12,7 @@ _VERBS = {
     "serve": serve,
     "copy": copy,
     "pack": pack,
+    "copy": copy,
     "checkpoint": checkpoint,
     "recover": recover,
     "journal": journal,
