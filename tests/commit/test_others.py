@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64, u64
@@ -22,7 +23,7 @@ def tid(number: int) -> bytes:
 
 def test_nothing_new_is_nothing_to_announce() -> None:
     assert announcements(tid(5), None) == []
-    assert announcements(tid(5), News(tid(5), [A])) == []
+    assert announcements(tid(5), News(tid(5), [])) == []
     assert around_own(tid(5), None, tid(6), [A]) == ([], [])
 
 
@@ -36,6 +37,15 @@ def test_a_transaction_that_follows_at_once_is_announced_once() -> None:
 
 def test_what_cant_be_told_makes_clients_start_over() -> None:
     assert announcements(tid(5), News(tid(9), None)) == [StartOver(tid(9))]
+
+
+@pytest.mark.parametrize("oids", [[A], None])
+def test_what_changed_at_a_tid_that_was_told_already_makes_clients_start_over(
+    oids: list[bytes] | None,
+) -> None:
+    """Under a tid of its own: who has seen this one is out of date, too."""
+    assert announcements(tid(5), News(tid(4), oids)) == [StartOver(tid(6))]
+    assert announcements(tid(5), News(tid(5), oids)) == [StartOver(tid(6))]
 
 
 def test_our_own_transaction_alone_needs_no_more() -> None:

@@ -453,3 +453,78 @@ def test_an_empty_database_is_served(make_house: Callable[..., MemoryHouse], tmp
     assert not reader.dropped
     house.close()
     database.close()
+
+
+@pytest.mark.parametrize("keep_history", [True, False])
+def test_a_transaction_that_writes_nothing_is_no_reason_to_doubt_the_database(
+    make_house: Callable[..., MemoryHouse], tmp_path: Path, keep_history: bool
+) -> None:
+    """Its tid is in no record, so that no view ever shows it."""
+    database = Database(tmp_path / "other", keep_history=keep_history)
+    serial = database.write(A)
+    house = make_house({"1": engine_of(database.open())})
+    peer, reader = house.peer(), house.peer()
+    peer.begin()
+    peer.one_way("checkCurrentSerialInTransaction", A, serial, 1)
+    assert not peer.ask("vote", 1)
+    tid = peer.ask("tpc_finish", 1)
+    assert reader.told() == [(tid, ())]
+    assert load(reader, A) == (b"others'", serial, None)
+    tid = database.write(A)
+    poll(house)
+    assert load(reader, A)[:2] == (b"others'", tid)
+    assert not reader.dropped
+    house.close()
+    database.close()
+
+
+@pytest.mark.parametrize("keep_history", [True, False])
+def test_a_deletion_is_read_as_one(
+    make_house: Callable[..., MemoryHouse], tmp_path: Path, keep_history: bool
+) -> None:
+    database = Database(tmp_path / "other", keep_history=keep_history)
+    serial = database.write(A, B)
+    house = make_house({"1": engine_of(database.open())})
+    peer = house.peer()
+    assert load(peer, A)
+    peer.begin()
+    peer.one_way("deleteObject", A, serial, 1)
+    peer.ask("vote", 1)
+    peer.ask("tpc_finish", 1)
+    with pytest.raises(POSKeyError):
+        load(peer, A)
+    assert load(peer, B) == (b"others'", serial, None)
+    house.close()
+    database.close()
+
+
+def test_a_replica_that_lags_behind_our_commit_makes_clients_start_over(
+    house: MemoryHouse, database: Database, engine: PolledEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have committed before ours, and it can't tell. It stands in that no view is renewed."""
+    writer, reader = house.peer(), house.peer()
+    before = reader.ask("lastTransaction")
+    assert load(reader, B)
+    (idle, _) = engine._readers._idle[0]
+    for instance in (engine._watcher, idle):
+        last = instance.lastTransaction()
+        monkeypatch.setattr(instance, "poll_invalidations", dict)
+        monkeypatch.setattr(instance, "lastTransaction", lambda last=last: last)
+    writer.begin()
+    writer.store(A)
+    writer.start("vote", 1)
+    house.commit.run_all()
+    writer.start("tpc_finish", 1)
+    house.commit.run_all()
+    assert writer.dropped
+    assert reader.dropped
+    again = house.peer()
+    assert again.ask("getInvalidations", before) is None
+    with pytest.raises(ReadConflictError):
+        load(again, A)
+    poll(house)
+    assert not again.dropped, "once is enough"
+    monkeypatch.undo()
+    poll(house)
+    newest = house.peer()
+    assert load(newest, A)[0] == b"data"

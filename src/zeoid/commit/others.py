@@ -19,7 +19,8 @@ A transaction of our own, at O, takes its place between them:
 
 Nothing but O is announced where only our own objects changed, up to O: they were locked by the database, and
 a poll came after that. Where it can't be told what changed, clients must start over, the one that commits
-included. Pure: news come in, actions go out.
+included; so they must where something changed at a tid that they were told already, which a database may come
+up with that was behind for a while. Pure: news come in, actions go out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,8 +32,10 @@ from zeoid.ports import News
 
 def announcements(visible: bytes, news: News | None) -> list[Action]:
     """What is to be done about *news* where *visible* is the tid that clients have been told."""
-    if news is None or news.tid <= visible:
+    if news is None:
         return []
+    if news.tid <= visible:
+        return [] if news.oids is not None and not news.oids else [StartOver(tid_after(visible))]
     if news.oids is None:
         return [StartOver(news.tid)]
     return _steps(visible, news.tid, news.oids)

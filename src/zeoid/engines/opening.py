@@ -175,9 +175,10 @@ def open_storage(
     except (FileStorageError, POSError, ValueError) as problem:
         why = f"can't open {name}: {type(problem).__name__}: {problem}. Is it a storage's data file?"
     except Exception as problem:
-        if data_file is not None:
+        # What a database's driver raises is of its own making. What Python raises is a mistake in a program.
+        if type(problem).__module__ == "builtins":
             raise
-        why = f"can't open {name}: {type(problem).__name__}: {problem}"  # whatever a database's driver raises
+        why = f"can't open {name}: {type(problem).__name__}: {problem}"
     # Not in the except clause: the error would keep what was half opened open.
     raise ConfigurationError(" ".join(why.split()))
 

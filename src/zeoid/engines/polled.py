@@ -11,8 +11,9 @@ objects changed, and up to which tid.
     the storage   makes instances, packs         never: it has none
 
 Invariants:
- 1. A reader's view is never older than the newest tid that a poll has seen: whoever was told of a tid reads
-    what it wrote. A database that answers with an older state (a replica that lags) fails the read.
+ 1. A reader's view is never older than the newest tid that a poll has seen or that we wrote something at:
+    whoever was told of a tid reads what it wrote. A database that answers with an older state (a replica that
+    lags) fails the read; where it does so after a commit of ours, it can't be told what others committed.
  2. Tids are the database's, given under its own commit lock. Only a transaction that is copied brings its
     own; it is refused when the database has got so far already, which is looked at under that lock.
  3. A poll that follows a vote tells of all that changed the transaction's objects before it: from the vote on
@@ -33,7 +34,7 @@ from ZODB.interfaces import IMVCCStorage, IStorageCurrentRecordIteration
 from ZODB.POSException import ConflictError, POSKeyError, ReadConflictError, StorageError
 
 from zeoid.engines.resolving import Resolver
-from zeoid.engines.storage import StorageEngine
+from zeoid.engines.storage import StorageEngine, Voted
 from zeoid.model import NO_TID, Operation, Revision, TransactionInfo
 from zeoid.ports import Commit, News, Prepared, TransactionRecord
 
@@ -59,46 +60,49 @@ class PolledEngine(StorageEngine):
         self._writer = storage.new_instance()
         self._writer.registerDB(_Unresolving())
         self._readers = _Readers(storage.new_instance)
-        #: The newest tid that a poll has seen, and the one that `poll` last told.
-        self._seen: bytes = NO_TID
+        #: The state that readers must have.
+        self._newest = _State(0, NO_TID)
+        #: The tid that `poll` told last, and what changed since; None: that can't be told.
         self._told: bytes = NO_TID
-        #: What changed in between; None: that can't be told.
         self._changed: set[bytes] | None = set()
         self._look()
-        self._told, self._changed = self._seen, set()
+        self._told, self._changed = self._newest.tid, set()
 
     # Others ---------------------------------------------------------------------------------------
 
     def poll(self) -> News | None:
         self._look()
-        self._readers.rest(self._seen)
-        told, self._told = self._told, self._seen
+        self._readers.rest(self._newest)
+        seen = self._newest.tid
+        told, self._told = self._told, seen
         changed, self._changed = self._changed, set()
         if changed is None:
             # It says so again as long as a replica lags, and of an empty database, where nothing can change.
-            if told in (self._seen, NO_TID):
+            if told in (seen, NO_TID):
                 changed = set()
             else:
-                return News(self._seen, None)
-        return News(self._seen, sorted(changed)) if changed or told != self._seen else None
+                return News(seen, None)
+        return News(seen, sorted(changed)) if changed or told != seen else None
 
     def _look(self) -> None:
         """Renew the watcher's view; keep what is new in it until it is told."""
         changed = _renew(self._watcher)
-        if changed is None or self._changed is None:
+        tid = self._watcher.lastTransaction() or NO_TID
+        _rest(self._watcher)
+        if changed is None or self._changed is None or tid < self._newest.tid:
             self._changed = None
         else:
             self._changed.update(changed)
-        self._seen = max(self._seen, self._watcher.lastTransaction() or NO_TID)
-        _rest(self._watcher)
+        if changed or tid > self._newest.tid:
+            self._newest = self._newest.after(tid)
 
     def last_tid(self) -> bytes:
-        return self._seen
+        return self._newest.tid
 
     # Reading --------------------------------------------------------------------------------------
 
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             # What is current is in RelStorage's own cache; for anything else it asks the database thrice.
             with contextlib.suppress(POSKeyError):
                 data, start = reader.load(oid)
@@ -110,23 +114,23 @@ class PolledEngine(StorageEngine):
         return revision
 
     def load_serial(self, oid: bytes, serial: bytes) -> bytes:
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             data: bytes = reader.loadSerial(oid, serial)
         return data
 
     def current_tid(self, oid: bytes) -> bytes:
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             tid: bytes = reader.load(oid)[1]
         return tid
 
     def history(self, oid: bytes, size: int) -> list[dict[str, Any]]:
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             return list(reader.history(oid, size=size))
 
     def undo_log(self, first: int, last: int) -> Sequence[dict[str, Any]]:
         if not self.supports_undo:
             return []
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             return list(reader.undoLog(first, last))
 
     def undo_info(
@@ -134,7 +138,7 @@ class PolledEngine(StorageEngine):
     ) -> Sequence[dict[str, Any]]:
         if not self.supports_undo:
             return []
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             return list(reader.undoInfo(first, last, specification))
 
     def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
@@ -149,7 +153,7 @@ class PolledEngine(StorageEngine):
             instance.release()
 
     def new_oids(self, count: int) -> list[bytes]:
-        with self._readers.one(self._seen) as reader:
+        with self._readers.one(self._newest) as reader:
             return [reader.new_oid() for _ in range(count)]
 
     # Writing --------------------------------------------------------------------------------------
@@ -175,13 +179,15 @@ class PolledEngine(StorageEngine):
 
     def _refuse_old(self, tid: bytes) -> None:
         self._look()
-        if tid <= self._seen:
+        if tid <= self._newest.tid:
             raise StorageError("a transaction can't be copied before later ones: its tid is too old")
 
     def commit(self, batch: Sequence[Commit]) -> Sequence[bytes] | None:
         tids = super().commit(batch)
-        # Also if no poll succeeds after it: a reader that was used before has an older view.
-        self._seen = max(self._seen, *tids or ())
+        for one, tid in zip(batch, tids or (), strict=True):
+            assert isinstance(one.prepared, Voted)
+            # A transaction that writes nothing leaves no trace that a poll could see.
+            self._newest = self._newest.after(tid if one.prepared.writes else NO_TID)
         return tids
 
     def resolve_conflicts(self) -> None:
@@ -196,28 +202,41 @@ class PolledEngine(StorageEngine):
         super().close()
 
 
+class _State:
+    """What a view must have: it was renewed since *number* was counted, and shows *tid*."""
+
+    __slots__ = ("number", "tid")
+
+    def __init__(self, number: int, tid: bytes) -> None:
+        self.number = number
+        self.tid = tid
+
+    def after(self, tid: bytes) -> "_State":
+        return _State(self.number + 1, max(self.tid, tid))
+
+
 class _Readers:
     """Instances for reading. There are as many as threads that read at a time."""
 
     def __init__(self, new_instance: Callable[[], Any]) -> None:
         self._new_instance = new_instance
-        #: Each with the tid that its view has for sure, the one used last at the end.
-        self._idle: deque[tuple[Any, bytes | None]] = deque()
+        #: Each with the number of the state that it has, None without a view; the one used last at the end.
+        self._idle: deque[tuple[Any, int | None]] = deque()
 
     @contextlib.contextmanager
-    def one(self, newest: bytes) -> Iterator[Any]:
-        """An instance that has everything up to *newest* in its view."""
+    def one(self, newest: _State) -> Iterator[Any]:
+        """An instance that has the state *newest*, or a newer one, in its view."""
         try:
             reader, has = self._idle.pop()
         except IndexError:
             reader, has = self._new_instance(), None
         try:
-            if has is None or has < newest:
+            if has is None or has < newest.number:
                 has = None
                 _renew(reader)
-                if (reader.lastTransaction() or NO_TID) < newest:
+                if (reader.lastTransaction() or NO_TID) < newest.tid:
                     raise ReadConflictError("the database has an older state than it had before")
-                has = newest
+                has = newest.number
             yield reader
         except POSKeyError:
             raise
@@ -227,14 +246,14 @@ class _Readers:
         finally:
             self._idle.append((reader, has))
 
-    def rest(self, newest: bytes) -> None:
+    def rest(self, newest: _State) -> None:
         """Give up the views that are older: a database keeps for them what it could clean away."""
         for _ in range(len(self._idle)):
             try:
                 reader, has = self._idle.popleft()
             except IndexError:
                 return
-            if has is not None and has < newest:
+            if has is not None and has < newest.number:
                 has = None
                 _rest(reader)
             self._idle.appendleft((reader, has)) if has is None else self._idle.append((reader, has))

@@ -160,7 +160,7 @@ class StorageEngine:
         if conflicts:
             writer.tpc_abort(meta)
             return Prepared(conflicts)
-        return _Voted(meta, list(writing.oids), list(writing.resolved))
+        return Voted(meta, list(writing.oids), list(writing.resolved), writing.writes)
 
     def _begin(self, meta: TransactionMetaData, tid: bytes | None, info: TransactionInfo) -> None:
         assert tid is not None
@@ -172,12 +172,12 @@ class StorageEngine:
     def commit(self, batch: Sequence[Commit]) -> Sequence[bytes] | None:
         tids = []
         for one in batch:
-            assert isinstance(one.prepared, _Voted)
+            assert isinstance(one.prepared, Voted)
             tids.append(self._writer.tpc_finish(one.prepared.meta))
         return tids
 
     def abandon(self, prepared: Prepared) -> None:
-        assert isinstance(prepared, _Voted)
+        assert isinstance(prepared, Voted)
         self._writer.tpc_abort(prepared.meta)
 
     def poll(self) -> News | None:
@@ -202,13 +202,17 @@ class StorageEngine:
         self._storage.close()
 
 
-class _Voted(Prepared):
+class Voted(Prepared):
     """A transaction that the storage has voted on."""
 
-    __slots__ = ("meta",)
+    __slots__ = ("meta", "writes")
 
-    def __init__(self, meta: TransactionMetaData, oids: Sequence[bytes], resolved: Sequence[bytes]) -> None:
+    def __init__(
+        self, meta: TransactionMetaData, oids: Sequence[bytes], resolved: Sequence[bytes], writes: bool
+    ) -> None:
         self.meta = meta
+        #: Whether there will be records of it. Where there is no history a deletion leaves none.
+        self.writes = writes
         super().__init__((), oids, resolved)
 
 
@@ -231,6 +235,7 @@ class _Writing:
         self.oids: dict[bytes, None] = {}
         #: What was given to the storage, which may yet find at the vote that it conflicts.
         self._stored: dict[bytes, bytes] = {}
+        self._deleted = 0
         #: Those whose data is another than the client knows.
         self.resolved: dict[bytes, None] = {}
         self.conflicts: dict[bytes, Conflict] = {}
@@ -249,6 +254,7 @@ class _Writing:
             case Delete(oid, serial):
                 self._able("deleteObject")(oid, serial, self._meta)
                 self.oids[oid] = None
+                self._deleted += 1
             case CheckCurrent(oid, serial):
                 self._storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
             case Undo(transaction_id):
@@ -265,6 +271,10 @@ class _Writing:
         undone = self._able("undo")(transaction_id, self._meta)
         if undone is not None:  # RelStorage tells at the vote
             self._changed(undone[1])
+
+    @property
+    def writes(self) -> bool:
+        return len(self.oids) > self._deleted
 
     def _changed(self, oids: Iterable[bytes]) -> None:
         self.oids.update(dict.fromkeys(oids))
