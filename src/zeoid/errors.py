@@ -43,12 +43,12 @@ class ConfigurationError(ZeoidError):
     """Something that whoever starts the program must mend. The message is one line and says how."""
 
 
-class PackCancelled(ZeoidError):
-    """A pack was given up, because somebody asked for that. The storage is as it was before."""
-
-
 class CopyFailed(ZeoidError):
     """Copying a database, or comparing two, can't go on. The message is one line and says where."""
+
+
+class PackCancelled(ZeoidError):
+    """A pack was given up, because somebody asked for that. The storage is as it was before."""
 
 
 class ClientError(ZeoidError, StorageError):  # type: ignore[misc]

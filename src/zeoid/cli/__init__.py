@@ -12,7 +12,6 @@ _VERBS = {
     "serve": serve,
     "copy": copy,
     "pack": pack,
-    "copy": copy,
     "checkpoint": checkpoint,
     "recover": recover,
     "journal": journal,
