@@ -24,7 +24,7 @@ from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError, Unsuppo
 import zeoid
 from tests.client import interruptions
 from tests.client.interruptions import Interrupted, Interruption
-from tests.client.scenes import OID, OTHER, T1, T2, T3, Scene, Task, oid
+from tests.client.scenes import OID, OTHER, T1, T2, T3, Scene, Task, oid, tid
 from tests.peers import environment, wait_until
 from zeoid import ClientStorage, limits
 from zeoid.errors import (
@@ -205,8 +205,8 @@ def test_a_blob_is_sent_at_once_in_pieces_and_is_cached_before_the_tid_shows(blo
     assert not voting.result()
     seen: list[tuple[bool, bytes]] = []
 
-    def told(tid: bytes) -> None:
-        seen.append((blobs.path(tid).read_bytes() == content, storage._view._last))
+    def told(at: bytes) -> None:
+        seen.append((blobs.path(at).read_bytes() == content, storage._view._last))
 
     finishing = Task(storage.tpc_finish, transaction, told)
     connection.answer(connection.expect("tpc_finish"), T2)
@@ -382,6 +382,22 @@ def test_uploads_of_several_threads_are_not_mixed(blobs: BlobScene) -> None:
     assert blobs.files() == []
 
 
+def test_a_server_that_must_get_rid_of_invalidations_first(blobs: BlobScene) -> None:
+    """It reads nothing until the client has read them; no other thread of the client does."""
+    blobs.open()
+    transaction = TransactionMetaData()
+    blobs.storage.tpc_begin(transaction)
+    args = OID, NO_TID, RECORD, blobs.file(bytes(UPLOAD_BYTES)), "", transaction
+    storing = Task(blobs.storage.storeBlob, *args)
+    for number in range(100):
+        blobs.connection.send(blobs.connection.invalidation(tid(number + 100), [oid(1)] * 10_000))
+    while blobs.connection.expect().name != "storeBlobEnd":
+        pass
+    storing.result()
+    blobs.storage.tpc_abort(transaction)
+    wait_until(lambda: blobs.storage.lastTransaction() == tid(199), "the last invalidation")
+
+
 def test_a_file_that_can_not_be_read_ends_the_connection_and_says_why(
     blobs: BlobScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +417,8 @@ def test_a_file_that_can_not_be_read_ends_the_connection_and_says_why(
     assert blobs.files() == []
 
 
+# Between the opening of a file and its `with` there is a place, too.
+@pytest.mark.filterwarnings("ignore:unclosed file <_io.FileIO:ResourceWarning")
 @pytest.mark.parametrize("first", [11, pytest.param(1, marks=pytest.mark.every_combination)])
 def test_a_thread_that_is_interrupted_while_it_stores_leaves_no_file(
     first: int, blobs: BlobScene, monkeypatch: pytest.MonkeyPatch

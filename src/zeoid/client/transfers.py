@@ -16,7 +16,7 @@ from ZODB.POSException import POSError
 from zeoid import limits
 from zeoid.cache.blobs import Part
 from zeoid.client.channel import Channel
-from zeoid.errors import ClientError, Disconnected, PeerError, ServerError, TimedOut
+from zeoid.errors import ClientError, Disconnected, PeerError, ServerError, TimedOut, ZeoidError
 
 
 def upload(channel: Channel, path: str, end: tuple[Any, ...], timeout_s: float, before: bytes) -> None:
@@ -24,9 +24,10 @@ def upload(channel: Channel, path: str, end: tuple[Any, ...], timeout_s: float, 
 
     Disconnected if the connection is lost, TimedOut if the server reads nothing for *timeout_s*.
     """
-    begun = False
-    _take_turn(channel, timeout_s)
+    taken = begun = False
     try:
+        _take_turn(channel, timeout_s)
+        taken = True
         with open(path, "rb", buffering=0) as file:
             begun = True
             messages = before + channel.encode_one_way("storeBlobStart", ())
@@ -39,13 +40,15 @@ def upload(channel: Channel, path: str, end: tuple[Any, ...], timeout_s: float, 
                     channel.drain()
             channel.send(messages + channel.encode_one_way("storeBlobEnd", end), timeout_s)
     except BaseException as problem:
-        if begun:
+        if begun or not isinstance(problem, (ZeoidError, OSError)):
+            # An interruption may leave the turn to nobody.
             channel.close(Disconnected("a blob could not be sent completely"))
         if isinstance(problem, OSError):
             raise ClientError(f"the blob {os.path.basename(path)} can't be read: {problem}") from problem
         raise
     finally:
-        channel.blob_lock.release()
+        if taken:
+            channel.blob_lock.release()
 
 
 def _take_turn(channel: Channel, timeout_s: float) -> None:
