@@ -395,7 +395,7 @@ def test_a_server_that_must_get_rid_of_invalidations_first(blobs: BlobScene) -> 
         pass
     storing.result()
     blobs.storage.tpc_abort(transaction)
-    assert blobs.storage.lastTransaction() == tid(199)
+    wait_until(lambda: blobs.storage.lastTransaction() == tid(199), "the last invalidation")
 
 
 def test_a_file_that_can_not_be_read_ends_the_connection_and_says_why(
