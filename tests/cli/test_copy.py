@@ -101,24 +101,12 @@ def test_through_two_servers(
         assert contents_of_file(server.data_file) == expected
 
 
-class BlobServer(Server):
-    """ZEO's own server, which has blobs."""
-
-    @property
-    def blobs(self) -> Path:
-        return self.folder / "blobs"
-
-    def _configuration(self) -> str:
-        path = Path(super()._configuration())
-        path.write_text(path.read_text().replace("</filestorage>", f"blob-dir {self.blobs}\n</filestorage>"))
-        return str(path)
-
-
 def test_blobs_of_a_stock_server(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They come through ZEO's own client and its blob cache; its protocol can't bring them there."""
-    server = BlobServer("stock", tmp_path / "server")
+    server = Server("stock", tmp_path / "server", blobs="bushy")
     server.folder.mkdir()
-    blobs = "--source-blobs", site.blobs, "--destination-blobs", server.blobs
+    server_blobs = server.blob_dir("1")
+    blobs = "--source-blobs", site.blobs, "--destination-blobs", server_blobs
     assert copy(site.path, server.data_file, *blobs) == 0
     server.start()
     try:
@@ -134,7 +122,7 @@ def test_blobs_of_a_stock_server(site: Site, tmp_path: Path, capsys: pytest.Capt
         server.stop()
     expected = contents_of_file(site.path, site.blobs)[:-1]
     assert contents_of_file(tmp_path / "copy.fs", tmp_path / "copy-blobs") == expected
-    assert contents_of_file(server.data_file, server.blobs) == expected
+    assert contents_of_file(server.data_file, server_blobs) == expected
 
 
 def test_by_uris(site: Site, tmp_path: Path) -> None:
