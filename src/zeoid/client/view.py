@@ -118,12 +118,11 @@ class View:
     ) -> None:
         """Our own transaction was committed as *tid*; *written* has the new data where we know it."""
         with self._lock:
-            undisturbed = self.mark == mark
             self._note(tid, frozenset(written))
             self.cache.invalidate(tid, written)
             for oid, data in written.items():
                 if data is not None:
-                    known, end = (True, None) if undisturbed else self._ended_since(mark, oid, tid)
+                    known, end = self._ended_since(mark, oid, tid)
                     if known:
                         self.cache.store(oid, tid, end, data)
             if callback is not None:

@@ -105,9 +105,7 @@ class Appender:
                 self._commit_directly(transactions[0])
             else:
                 self.journal.append(Batch(transactions))
-                tail = self._lay_out(transactions)
-                self._write(tail)
-                self._reveal(tail)
+                self._append(transactions)
         except BaseException as problem:
             self._fail(problem)
             raise
@@ -122,6 +120,11 @@ class Appender:
         self._write(tail)
         self._disk.sync(self._storage._file.fileno())
         self._state(place)
+        self._reveal(tail)
+
+    def _append(self, transactions: Sequence[LoggedTransaction]) -> None:
+        tail = self._lay_out(transactions)
+        self._write(tail)
         self._reveal(tail)
 
     def _lay_out(self, transactions: Sequence[LoggedTransaction]) -> "_Tail":
@@ -255,9 +258,7 @@ class Appender:
         """Write what the journal has and the data file has not, and settle."""
         with self._writing():
             for transaction in transactions:
-                tail = self._lay_out([transaction])
-                self._write(tail)
-                self._reveal(tail)
+                self._append([transaction])
                 self._storage.set_max_oid(max((each.oid for each in transaction.records), default=b""))
             self._settle()
 
@@ -279,11 +280,7 @@ class Appender:
     def sync_index(self) -> None:
         """Make durable the index that FileStorage wrote as it was closed: a part of one may look like one."""
         with contextlib.suppress(OSError):
-            file = self._disk.open(f"{self._storage._file_name}.index", create=False, read_only=False)
-            try:
-                self._disk.sync(file)
-            finally:
-                self._disk.close(file)
+            self.sync_file(f"{self._storage._file_name}.index")
             self._disk.sync_directory(os.path.dirname(self._storage._file_name))
 
     # ----------------------------------------------------------------------------------------------

@@ -80,10 +80,8 @@ class _Written(Prepared):
             if record.data is not None:
                 data_bytes += len(record.data)
         meta_bytes = len(info.user) + len(info.description) + len(extension)
-        self.size_bytes = transaction_bytes(meta_bytes, len(records), data_bytes)
-        self.conflicts = ()
-        self.oids = list(records)
-        self.resolved = resolved
+        size_bytes = transaction_bytes(meta_bytes, len(records), data_bytes)
+        super().__init__((), list(records), resolved, size_bytes)
 
 
 class FileStorageEngine(StorageEngine):
@@ -342,8 +340,7 @@ class _Writing:
         match operation:
             case Store():  # not taken apart by the pattern, which takes longer: most are stores
                 oid, serial, data = operation.oid, operation.serial, operation.data
-                if not data:
-                    refuse_empty(oid, data)
+                refuse_empty(oid, data)
                 newest = self._engine.newest_tid(oid)
                 if newest is not None and newest != serial:
                     self._meet(Conflict(oid, newest, serial, data, position=position))

@@ -244,8 +244,7 @@ class Journal:
         """Make *entries* durable, with one write and one sync. ValueError if one can't be written, and then
         none is; any other error breaks the journal."""
         with self._lock:
-            if self._refusal:
-                self._check()
+            self._check()
             payloads = list(map(self._packed, entries))
             size = sum(map(len, payloads)) + RECORD_BYTES * len(payloads)
             try:
@@ -371,8 +370,7 @@ class Journal:
     def _has_room(self, size_bytes: int) -> bool:
         """False: there must be a spare first."""
         with self._lock:
-            if self._refusal:
-                self._check()
+            self._check()
             if self._position + size_bytes <= self._used[-1][1]:
                 return True
             if not self._spares:

@@ -156,8 +156,7 @@ def _packed_transaction(transaction: LoggedTransaction) -> list[Any]:
         if len(oid) != 8 or (same_as is not None and len(same_as) != 8):
             raise ValueError("oids and tids have 8 bytes")
         records.append((oid, record.data, same_as))
-    if len(transaction.tid) != 8:
-        raise ValueError("oids and tids have 8 bytes")
+    _check(transaction.tid)
     if len(transaction.status) != 1:
         raise ValueError("a status is one character")
     return [

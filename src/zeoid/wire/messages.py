@@ -113,8 +113,7 @@ def _is_beginning(value: Any) -> bool:
         and type(extension) is dict
         and (not extension or _is_plain(extension))
         and (tid is None or _is_eight_bytes(tid))
-        and type(status) in (str, bytes)
-        and len(status) == 1
+        and STATUS.test(status)
     )
 
 
