@@ -201,16 +201,14 @@ class MemoryHouse:
         self.storages = {
             name: Hosted(
                 name, engine, self.clock, self.commit.submit, self.beside.submit, self.is_alone,
-                self.fatal.append, **options,
+                self.fatal.append,
+                run_reading=(self.slow if engine.inline else self.beside).submit, **options,
             )
             for name, engine in self.engines.items()
         }  # fmt: skip
 
     def is_alone(self) -> bool:
         return sum(len(hosted.clients) for hosted in self.storages.values()) <= 1
-
-    def run_slow(self, work: Callable[[], Any], done: Done) -> None:
-        self.slow.submit(work, done)
 
     def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None:
         progress = hosted.pack_begins(time)
@@ -219,7 +217,7 @@ class MemoryHouse:
             hosted.pack_ended(problem)
             done(problem)
 
-        self.packs.submit(lambda: hosted.engine.pack(time, progress), landed)
+        self.packs.submit(lambda: hosted.packs.run(progress), landed)
 
     def work(self) -> None:
         """Have the threads do what votes and finishes wait for."""

@@ -159,6 +159,34 @@ def test_records_are_walked_through_in_threads(house: MemoryHouse) -> None:
     assert (first.result[0], second.result) == (tid, None)
 
 
+def test_a_pack_asks_for_sizes_in_its_thread(house: MemoryHouse, distant: Distant) -> None:
+    """A database tells its size by a question to its server, too."""
+    asked = 0
+    in_thread = False
+    size_of = distant.getSize
+
+    def size() -> Any:
+        nonlocal asked
+        assert in_thread
+        asked += 1
+        return size_of() + 1000
+
+    peer = house.peer()
+    peer.commit(A)
+    distant.getSize = size  # type: ignore[method-assign]
+    distant.pack = lambda *_: None  # type: ignore[method-assign]
+    call = peer.start("pack", house.clock.time())
+    assert peer.ask("pack_status")["state"] == "running"
+    in_thread = True
+    house.packs.work()
+    in_thread = False
+    house.packs.land()
+    peer.read()
+    assert call.result is None
+    told = peer.ask("pack_status")
+    assert (told["state"], told["size_after"], asked) == ("done", size_of() + 1000, 1)
+
+
 def test_a_connection_that_is_lost_while_it_waits_is_forgotten(house: MemoryHouse) -> None:
     peer, other = house.peer(), house.peer()
     peer.commit(A)

@@ -14,6 +14,7 @@ watched. Must not know what is written to the journal when the file is replaced.
 from collections.abc import Callable
 from typing import Any
 
+from ZODB.FileStorage.format import FileStorageFormatter
 from ZODB.FileStorage.fspack import GC, FileStoragePacker
 
 from zeoid import limits
@@ -94,12 +95,10 @@ class _Watch:
         self._progress.report(PackStep(phase, 100 * done, objects, self.objects_total, *of_file))
 
 
-class _Collector(GC):  # type: ignore[misc]
-    """What finds out which records are to stay."""
+class _Watched(FileStorageFormatter):  # type: ignore[misc]
+    """Reads a file's headers, as either part of the packer does."""
 
-    def __init__(self, watch: _Watch, *given: Any) -> None:
-        super().__init__(*given)
-        self._watch = watch
+    _watch: _Watch
 
     def _read_data_header(self, pos: int, oid: bytes | None = None, _file: Any = None) -> Any:
         self._watch.at(pos)
@@ -108,6 +107,14 @@ class _Collector(GC):  # type: ignore[misc]
     def _read_txn_header(self, pos: int, tid: bytes | None = None) -> Any:
         self._watch.at(pos)
         return super()._read_txn_header(pos, tid)
+
+
+class _Collector(_Watched, GC):  # type: ignore[misc]
+    """What finds out which records are to stay."""
+
+    def __init__(self, watch: _Watch, *given: Any) -> None:
+        super().__init__(*given)
+        self._watch = watch
 
     def buildPackIndex(self) -> None:
         watch = self._watch
@@ -130,7 +137,7 @@ class _Collector(GC):  # type: ignore[misc]
         return super().findrefs(pos)
 
 
-class _Packer(FileStoragePacker):  # type: ignore[misc]
+class _Packer(_Watched, FileStoragePacker):  # type: ignore[misc]
     """What writes the records that are to stay to a new file."""
 
     def __init__(
@@ -141,14 +148,6 @@ class _Packer(FileStoragePacker):  # type: ignore[misc]
         self.gc = _Collector(self._watch, self._file, self.file_end, stop, gc, referencesf)
         self._commit_lock: Any = storage._commit_lock
         self._sync = sync
-
-    def _read_data_header(self, pos: int, oid: bytes | None = None, _file: Any = None) -> Any:
-        self._watch.at(pos)
-        return super()._read_data_header(pos, oid, _file)
-
-    def _read_txn_header(self, pos: int, tid: bytes | None = None) -> Any:
-        self._watch.at(pos)
-        return super()._read_txn_header(pos, tid)
 
     def copyToPacktime(self) -> tuple[int, int]:
         self._watch.leave()

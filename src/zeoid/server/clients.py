@@ -61,6 +61,4 @@ class House(Protocol):
 
     storages: dict[str, "Hosted"]
 
-    def run_slow(self, work: Callable[[], Any], done: Done) -> None: ...
-
     def pack(self, hosted: "Hosted", time: float, done: Callable[[BaseException | None], None]) -> None: ...

@@ -90,7 +90,7 @@ class Hosted:
         #: Batches, one after the other; and what may take its time meanwhile.
         self._run_in_thread = run_in_thread
         self._run_beside = run_beside
-        #: What is read of an engine that may have to wait.
+        #: What is read and may take its time; of an engine that may have to wait, everything that is read.
         self.run_reading = run_reading or run_beside
         #: Whether the server has one connection only, which waits for what is done for it.
         self._is_alone = is_alone
@@ -212,7 +212,7 @@ class Hosted:
             or engine.resolves_conflicts
             or not engine.inline
         ):
-            return self._beside(work, done)
+            return self._later(self._run_beside, work, done)
         if self._polling is not None:
             return self._engine_call(*self._polling.prepare(work, done))
         return self._engine_call(work, done)
@@ -243,7 +243,9 @@ class Hosted:
             return self._engine_call(*self._polling.commit(batch, work, done))
         if engine.exclusive or (engine.inline and self._is_alone() and not self._packing):
             return self._engine_call(work, done)  # there is nobody whom it could hold up
-        return self.in_commit_thread(work, done, clients=list(self.clients) if len(batch) > 1 else ())
+        return self._later(
+            self._run_in_thread, work, done, clients=list(self.clients) if len(batch) > 1 else ()
+        )
 
     def _abandoned(self, _: Any, problem: BaseException | None) -> list[Action]:
         if problem is not None:
@@ -271,12 +273,19 @@ class Hosted:
         return done(value, None)
 
     def in_commit_thread(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], list[Action]]
+    ) -> Sequence[Action]:
+        """As `_engine_call`, later, in its turn."""
+        return self._later(self._run_in_thread, work, done)
+
+    def _later(
         self,
+        run: RunInThread,
         work: Callable[[], Any],
         done: Callable[[Any, BaseException | None], list[Action]],
         clients: Sequence[Client] = (),
     ) -> Sequence[Action]:
-        """As `_engine_call`, later; what *clients* are sent because of it is sent in one piece."""
+        """As `_engine_call`, in a thread; what *clients* are sent because of it is sent in one piece."""
         if self._failed:
             return ()
         self._in_thread += 1
@@ -291,21 +300,7 @@ class Hosted:
                 for client in clients:
                     client.let_go()
 
-        self._run_in_thread(work, landed)
-        return ()
-
-    def _beside(
-        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], list[Action]]
-    ) -> Sequence[Action]:
-        if self._failed:
-            return ()
-        self._in_thread += 1
-
-        def landed(value: Any, problem: BaseException | None) -> None:
-            self._in_thread -= 1
-            self.perform(done(value, problem))
-
-        self._run_beside(work, landed)
+        run(work, landed)
         return ()
 
     def _publish(self, transaction: Transaction) -> None:
@@ -336,7 +331,7 @@ class Hosted:
         engine = self.engine
         if engine.inline:
             self._tell_size_s = self.clock.monotonic() + limits.INFO_S
-            self._sized((engine.count(), engine.size_bytes()), None)
+            self._sized(self._known_size(), None)
         elif self._sized_at != self.visible.tid:
             self._tell_size_s = self.clock.monotonic() + limits.FOREIGN_INFO_S
             self._sized_at = self.visible.tid
@@ -390,12 +385,17 @@ class Hosted:
     def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         return self.invalidations.since(tid)
 
-    def info(self) -> dict[str, Any]:
+    def _known_size(self) -> tuple[int, int]:
+        """Objects and bytes; as they were told last, where the engine may have to wait."""
         if self.engine.inline:
             self._size = (self.engine.count(), self.engine.size_bytes())
+        return self._size
+
+    def info(self) -> dict[str, Any]:
+        length, size_bytes = self._known_size()
         return {
-            "length": self._size[0],
-            "size": self._size[1],
+            "length": length,
+            "size": size_bytes,
             "name": self.engine.name,
             "supportsUndo": self.engine.supports_undo,
             "supports_record_iternext": self.engine.supports_record_iteration,
@@ -406,7 +406,7 @@ class Hosted:
     def pack_begins(self, time_s: float = 0.0) -> Pack:
         """From now on the engine may be slow to prepare and to finish. Whom it is to tell of its progress."""
         self._packing = True
-        return self.packs.begin(time_s)
+        return self.packs.begin(time_s, self._known_size()[1])
 
     def pack_ended(self, problem: BaseException | None = None) -> None:
         self._packing = False

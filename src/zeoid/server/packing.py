@@ -30,6 +30,8 @@ class Pack:
         self.size_before = size_bytes
         self.begun_s = begun_s
         self.can_cancel = can_cancel
+        #: Known when it is done.
+        self.size_after = 0
         self.step = PackStep("beginning", 0.0 if can_cancel else None)
         self._lock = threading.Lock()
         self._cancelled = False
@@ -80,24 +82,27 @@ class Packs:
         self._number = 0
         self._state = "none"
         self._seconds = 0.0
-        self._size_after = 0
         self._error = ""
 
-    def begin(self, time_s: float) -> Pack:
+    def begin(self, time_s: float, size_bytes: int) -> Pack:
         # Also after a restart of the server it is no number that one had before.
         self._number = max(self._number + 1, int(self._clock.time() * 1000))
         engine = self._engine
         begun_s = self._clock.monotonic()
-        self._pack = Pack(self._number, time_s, engine.size_bytes(), begun_s, engine.can_cancel_pack)
-        self._state, self._seconds, self._size_after, self._error = "running", 0.0, 0, ""
+        self._pack = Pack(self._number, time_s, size_bytes, begun_s, engine.can_cancel_pack)
+        self._state, self._seconds, self._error = "running", 0.0, ""
         return self._pack
+
+    def run(self, pack: Pack) -> None:
+        """Make it. In a thread: the engine may have to wait, also to tell its size."""
+        self._engine.pack(pack.time_s, pack)
+        pack.size_after = self._engine.size_bytes()
 
     def end(self, problem: BaseException | None) -> None:
         assert self._pack is not None
         self._seconds = self._clock.monotonic() - self._pack.begun_s
         if problem is None:
             self._state = "done"
-            self._size_after = self._engine.size_bytes()
         elif isinstance(problem, PackCancelled):
             self._state = "cancelled"
         else:
@@ -132,7 +137,7 @@ class Packs:
             "bytes": step.bytes,
             "bytes_total": step.bytes_total,
             "size_before": pack.size_before,
-            "size_after": self._size_after,
+            "size_after": 0 if running else pack.size_after,
             "seconds": self._clock.monotonic() - pack.begun_s if running else self._seconds,
             "can_cancel": running and pack.can_cancel and not pack.replacing,
             "cancelling": running and pack.cancelling,

@@ -195,7 +195,7 @@ class StorageServer:
                 engine,
                 clock or SystemClock(),
                 partial(self._in_thread, commit_thread),
-                self.run_slow,
+                partial(self._in_thread, self._slow),
                 lambda: len(self.connections) <= 1,
                 self._fail,
                 run_reading=run_reading,
@@ -311,9 +311,6 @@ class StorageServer:
 
     # What sessions need ---------------------------------------------------------------------------
 
-    def run_slow(self, work: Callable[[], Any], done: Done) -> None:
-        self._in_thread(self._slow, work, done)
-
     def pack(self, hosted: Hosted, time: float, done: Callable[[BaseException | None], None]) -> None:
         thread = self._thread(f"zeoid-pack-{hosted.name}")
         progress = hosted.pack_begins(time)
@@ -324,7 +321,7 @@ class StorageServer:
             thread.shutdown(wait=False)
             done(problem)
 
-        self._in_thread(thread, lambda: hosted.engine.pack(time, progress), landed)
+        self._in_thread(thread, lambda: hosted.packs.run(progress), landed)
 
     def _in_thread(self, thread: Executor, work: Callable[[], Any], done: Done) -> None:
         loop = asyncio.get_running_loop()

@@ -272,10 +272,7 @@ class Session:
             elif not one_way:
                 self._reply(message_id, name, value)
 
-        if self.registered and not self.hosted.engine.inline:
-            self.hosted.run_reading(slow.work, done)
-        else:
-            self._house.run_slow(slow.work, done)
+        self.hosted.run_reading(slow.work, done)
 
     def _read_ended(
         self, call: tuple[MessageId, bool, str], value: Any, problem: Exception | None, was_full: bool
