@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +19,7 @@ from hypothesis import strategies as st
 from ZEO.ClientStorage import BlobCacheLayout
 
 from tests.peers import environment
+from tests.room import no_room_beyond
 from zeoid import limits
 from zeoid.cache import blobs
 from zeoid.cache.blobs import BlobCache, Part
@@ -154,16 +153,6 @@ def test_a_file_that_can_not_be_placed_is_discarded(cache: BlobCache, tmp_path: 
     Path(cache.path_of(OID, TID)).mkdir(parents=True)
     taken.place(TID)
     assert files(cache) == []
-
-
-@contextlib.contextmanager
-def no_room_beyond(size_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_that_can_not_be_copied_stays_the_callers(

@@ -19,7 +19,7 @@ from tests.peers import Peers
 from tests.server.processes import Serving, on_loopback, run
 from tests.server.sockets import Address, RawClient, free_port
 from zeoid import limits
-from zeoid.cli import main, pack
+from zeoid.cli import connecting, main
 from zeoid.cli.pack import Display, bar, told
 from zeoid.errors import Disconnected, ServerError
 from zeoid.server.packing import Pack
@@ -171,7 +171,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scripted]:
 
     def scripted(*said: Any) -> Scripted:
         server = Scripted(*said)
-        monkeypatch.setattr(pack, "ClientStorage", server)
+        monkeypatch.setattr(connecting, "ClientStorage", server)
         return server
 
     return scripted

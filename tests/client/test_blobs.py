@@ -6,7 +6,6 @@ import contextlib
 import gc
 import io
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from tests.client import interruptions
 from tests.client.interruptions import Interrupted, Interruption
 from tests.client.scenes import OID, OTHER, T1, T2, T3, Scene, Task, oid, tid
 from tests.peers import environment, wait_until
+from tests.room import no_room_beyond
 from zeoid import ClientStorage, limits
 from zeoid.errors import (
     ClientError,
@@ -102,16 +102,6 @@ class BlobScene:
 @pytest.fixture
 def blobs(scene: Scene, tmp_path: Path) -> BlobScene:
     return BlobScene(scene, tmp_path)
-
-
-@contextlib.contextmanager
-def no_room_beyond(size_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # Options ----------------------------------------------------------------------------------------------
@@ -424,11 +414,8 @@ def test_a_thread_that_is_interrupted_while_it_stores_leaves_no_file(
     first: int, blobs: BlobScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At any place, once the transaction is aborted; and it can be done again."""
-    monkeypatch.setattr(interruptions, "PLACES", os.path.dirname(zeoid.__file__))
-    stop = threading.Event()
-    serving = Task(serve_blobs, blobs, stop)
     places = 0
-    try:
+    with being_served(blobs, monkeypatch):
         while True:
             places += 1
             storage = ClientStorage(blobs.server.address, blob_dir=blobs.cache, wait_timeout=DEADLINE_S)
@@ -446,10 +433,6 @@ def test_a_thread_that_is_interrupted_while_it_stores_leaves_no_file(
             storage.close()
             if not where:
                 break
-    finally:
-        stop.set()
-        serving.result()
-        gc.collect()
     assert places > 100 / first
 
 
@@ -630,12 +613,8 @@ def test_a_thread_that_is_interrupted_leaves_the_download_to_the_next(
 
     *first*: the first place, and the distance from one to the next.
     """
-    # The cache's places, too.
-    monkeypatch.setattr(interruptions, "PLACES", os.path.dirname(zeoid.__file__))
-    stop = threading.Event()
-    serving = Task(serve_blobs, blobs, stop)
     places = 0
-    try:
+    with being_served(blobs, monkeypatch):
         while True:
             serial = (0x03FB_0000_0000_0000 + places).to_bytes(8, "big")
             places += 1
@@ -650,11 +629,21 @@ def test_a_thread_that_is_interrupted_leaves_the_download_to_the_next(
             assert parts == [], interrupted.where
             if not interrupted.where:
                 break
+    assert places > 100 / first
+
+
+@contextlib.contextmanager
+def being_served(blobs: BlobScene, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With a server that sends any blob, and interruptions also at the places of the cache."""
+    monkeypatch.setattr(interruptions, "PLACES", os.path.dirname(zeoid.__file__))
+    stop = threading.Event()
+    serving = Task(serve_blobs, blobs, stop)
+    try:
+        yield
     finally:
         stop.set()
         serving.result()
         gc.collect()
-    assert places > 100 / first
 
 
 def serve_blobs(blobs: BlobScene, stop: threading.Event) -> None:

@@ -17,11 +17,18 @@ from ZODB.POSException import ConflictError
 from tests.engines.relstorages import Database
 
 
+def tid_of(changed: Any) -> str:
+    """The tid that an object was committed at. A storage that only makes instances tells an old one."""
+    tid: bytes = changed._p_serial
+    return tid.hex()
+
+
 def put(database: ZODB.DB, values: dict[str, Any]) -> str:
     """Set items of the root object in one transaction; its tid in hexadecimal."""
     with database.transaction() as connection:
-        connection.root().update(values)
-    return database.lastTransaction().hex()
+        root = connection.root()
+        root.update(values)
+    return tid_of(root)
 
 
 def add(database: ZODB.DB, times: int) -> int:
@@ -38,12 +45,12 @@ def add(database: ZODB.DB, times: int) -> int:
 
 
 def twins(database: ZODB.DB, first: int, last: int) -> str:
-    """Set both twins to every number, each in one transaction."""
+    """Set both twins to every number, each in one transaction; the last one's tid in hexadecimal."""
     for number in range(first, last):
         with database.transaction() as connection:
-            connection.root()["one"].value = number
-            connection.root()["other"].value = number
-    return database.lastTransaction().hex()
+            one, other = connection.root()["one"], connection.root()["other"]
+            one.value = other.value = number
+    return tid_of(one)
 
 
 def get(database: ZODB.DB, key: str) -> Any:

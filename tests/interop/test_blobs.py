@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ZODB.ConflictResolution import ConflictResolvingStorage
 from ZODB.POSException import POSKeyError
 
 from tests.peers import CODINGS, Coding, Kind, Layout, Peers, wait_until
+from tests.room import no_room_beyond
 from zeoid.errors import ClientError
 
 CONTENTS = {"empty": b"", "small": b"small", "large": os.urandom(1_000_000)}
@@ -96,8 +96,9 @@ def test_a_conflict_of_another_object_does_not_lose_the_blob(
     """A stock server whose clients resolve conflicts puts the blob where the failed vote would have it."""
     monkeypatch.setattr(ConflictResolvingStorage, "tryToResolveConflict", lambda *args: args[4])
     server = peers.server("stock", blobs="bushy", client_conflict_resolution=True)
-    one, two = (peers.client("zeoid", server.address, blob_dir=peers.folder()) for _ in range(2))
+    one = peers.client("zeoid", server.address, blob_dir=peers.folder())
     store(one, {"blob": b"first"})
+    two = peers.client("zeoid", server.address, blob_dir=peers.folder())  # later, so that it has the blob in view
     managers = [transaction.TransactionManager() for _ in range(2)]
     roots = [ZODB.DB(each).open(manager).root() for each, manager in zip((one, two), managers, strict=True)]
     for root in roots:
@@ -119,13 +120,8 @@ def test_a_full_cache_fails_the_load_and_leaves_nothing(peers: Peers) -> None:
     store(peers.client("zeoid", server.address, blob_dir=peers.folder()), CONTENTS)
     directory = peers.folder()
     reading = peers.client("zeoid", server.address, blob_dir=directory)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(ClientError, match=f"{directory}: File too large"):
-            load(reading, "large")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_room_beyond(100_000), pytest.raises(ClientError, match=f"{directory}: File too large"):
+        load(reading, "large")
     assert [path.name for path in directory.rglob("*") if path.is_file()] == [".layout"]
     assert load(reading, "large")[0] == CONTENTS["large"]
 

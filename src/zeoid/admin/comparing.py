@@ -13,17 +13,17 @@ records of one transaction.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from zeoid.admin.reading import Reading, Transaction, is_blob, shown
 from zeoid.errors import CopyFailed
+from zeoid.model import frozen
 
 #: Called again and again; what it raises ends the comparison.
 Tick = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Summary:
     """All of a transaction, with a digest in the place of each record."""
 

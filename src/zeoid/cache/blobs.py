@@ -266,10 +266,9 @@ class BlobCache:
         """As `hold`, without waiting; _BUSY while somebody may be removing it."""
         while True:
             try:
-                fd = os.open(path, os.O_RDONLY | _CLOEXEC | _BINARY)
+                fd = self._open(path, os.O_RDONLY)
             except FileNotFoundError:
                 return None
-            self._fds.add(fd)
             try:
                 if not self.locked(fd, exclusive=False):
                     self.let_go(fd)
@@ -286,6 +285,11 @@ class BlobCache:
         with contextlib.suppress(PermissionError):  # another user's: it is protected less
             os.utime(fd, ns=(self._now_ns(), os.fstat(fd).st_mtime_ns))
 
+    def _open(self, path: str, flags: int) -> int:
+        fd = os.open(path, flags | _CLOEXEC | _BINARY, 0o600)
+        self._fds.add(fd)
+        return fd
+
     def let_go(self, fd: int) -> None:
         # In this order: a child forked in between has one file too many, and closes none of somebody else.
         self._fds.discard(fd)
@@ -297,10 +301,9 @@ class BlobCache:
         A time of access in the future says nothing. False if it stays.
         """
         try:
-            fd = os.open(path, os.O_RDONLY | _CLOEXEC | _BINARY)
+            fd = self._open(path, os.O_RDONLY)
         except FileNotFoundError:
             return False
-        self._fds.add(fd)
         try:
             if not self.locked(fd, exclusive=True):
                 return False
@@ -324,8 +327,7 @@ class BlobCache:
     def remove_part(self, name: str) -> None:
         """Remove what somebody who was killed in a download has left, unless it is being filled again."""
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(name, os.O_RDWR | _CLOEXEC | _BINARY)
-            self._fds.add(fd)
+            fd = self._open(name, os.O_RDWR)
             try:
                 if self.locked(fd, exclusive=True) and _is_at(fd, name):
                     zodb_blob.remove_committed(name)
@@ -362,8 +364,7 @@ class BlobCache:
     def _try_part(self, name: str, path: str) -> tuple[Part | None, int | None]:
         """(what `part` returns, None), or (None, the size so far) while another process fills it."""
         while True:
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | _CLOEXEC | _BINARY, 0o600)
-            self._fds.add(fd)
+            fd = self._open(name, os.O_RDWR | os.O_CREAT)
             part = None
             try:
                 if not self.locked(fd, exclusive=True):

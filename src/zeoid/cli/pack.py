@@ -11,8 +11,9 @@ from typing import Any, TextIO
 from ZODB.POSException import StorageError
 
 from zeoid import limits
+from zeoid.cli.connecting import add_server, connected
 from zeoid.client.storage import ClientStorage
-from zeoid.errors import ClientError, ConfigurationError
+from zeoid.errors import ConfigurationError
 
 SUMMARY = "have a running server remove old revisions and garbage from a storage"
 _BAR_WIDTH = 30
@@ -21,12 +22,7 @@ Status = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "address", metavar="ADDRESS", help="host:port, [ipv6]:port or the path of a unix socket of the server"
-    )
-    parser.add_argument(
-        "-S", "--storage", metavar="NAME", default="1", help="the name of the storage there (default: 1)"
-    )
+    add_server(parser)
     parser.add_argument(
         "-d", "--days", metavar="N", type=_days, default=0.0,
         help="keep what is needed to see the last N days (default: 0)",
@@ -47,19 +43,9 @@ def _days(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    try:
-        # Who waits at a command line wants to know soon that there is no server.
-        storage = ClientStorage(
-            arguments.address, arguments.storage,
-            wait_timeout=limits.CONNECT_TIMEOUT_S, client_label="zeoid pack",
-        )  # fmt: skip
-    except ClientError as problem:
-        raise ConfigurationError(str(problem)) from None
-    command = _Command(storage, arguments, Display(sys.stderr))
-    try:
+    with connected(arguments) as storage:
+        command = _Command(storage, arguments, Display(sys.stderr))
         return command.cancel() if arguments.cancel else command.pack()
-    finally:
-        storage.close()
 
 
 class Display:

@@ -21,6 +21,7 @@ from ZODB.POSException import POSError, POSKeyError, Unsupported
 from zeoid import limits
 from zeoid.cache.blobs import LAYOUT, OURS, BlobCache, Part
 from zeoid.cache.cleaning import Cleaner
+from zeoid.client.attachments import BlobFile
 from zeoid.client.channel import Channel
 from zeoid.client.committing import Commit
 from zeoid.client.transfers import Downloads
@@ -71,6 +72,21 @@ class NoBlobs:
 class _Blobs(NoBlobs):
     supported = True
 
+    def __init__(self, connect: Connect, timeout_s: float) -> None:
+        self._connect = connect
+        self._timeout_s = timeout_s
+
+    def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
+        if serial == "\0" * 8:  # ZODB's own tests write "nothing" as text
+            serial = NO_TID
+        commit.check_alive()
+        self._connect(self._timeout_s)
+        commit.store_blob(oid, serial, data, self._file(oid), filename)
+
+    def _file(self, oid: bytes) -> BlobFile:
+        """What the application's file becomes."""
+        raise NotImplementedError
+
     def temporary_directory(self) -> str:
         directory: str = self.fshelper.temp_dir
         return directory
@@ -108,8 +124,7 @@ class SharedBlobs(_Blobs):
     """See the module. ConfigurationError if *directory* is not that of a server."""
 
     def __init__(self, directory: str, connect: Connect, timeout_s: float) -> None:
-        self._connect = connect
-        self._timeout_s = timeout_s
+        super().__init__(connect, timeout_s)
         layout = ""
         try:
             with open(os.path.join(directory, zodb_blob.LAYOUT_MARKER)) as file:
@@ -124,12 +139,9 @@ class SharedBlobs(_Blobs):
             )
         self.fshelper = zodb_blob.FilesystemHelper(directory, layout)
 
-    def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
-        serial = _serial(serial)
-        commit.check_alive()
-        self._connect(self._timeout_s)
+    def _file(self, oid: bytes) -> BlobFile:
         path = os.path.join(self.fshelper.getPathForOID(oid), f"{OURS}{os.urandom(8).hex()}.tmp-")
-        commit.store_blob(oid, serial, data, _Shared(path, self.fshelper.base_dir), filename)
+        return _Shared(path, self.fshelper.base_dir)
 
     def path(self, oid: bytes, serial: bytes) -> str:
         path: str = self.fshelper.getBlobFilename(oid, serial)
@@ -168,10 +180,9 @@ class CachedBlobs(_Blobs):
     """See the module."""
 
     def __init__(self, cache: BlobCache, cleaner: Cleaner | None, connect: Connect, timeout_s: float) -> None:
+        super().__init__(connect, timeout_s)
         self._cache = cache
         self._cleaner = cleaner
-        self._connect = connect
-        self._timeout_s = timeout_s
         self.fshelper = cache.fshelper
         self._reset()
         if cleaner is not None:
@@ -196,11 +207,8 @@ class CachedBlobs(_Blobs):
     def receive(self, channel: Channel, name: str, args: tuple[Any, ...]) -> None:
         self._downloads.receive(channel, name, args)
 
-    def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
-        serial = _serial(serial)
-        commit.check_alive()
-        self._connect(self._timeout_s)
-        commit.store_blob(oid, serial, data, self._cache.taken(oid), filename)
+    def _file(self, oid: bytes) -> BlobFile:
+        return self._cache.taken(oid)
 
     def path(self, oid: bytes, serial: bytes) -> str:
         path = self._cache.path_of(oid, serial)
@@ -277,11 +285,6 @@ class CachedBlobs(_Blobs):
 
 def _opened(path: str, blob: Any) -> BinaryIO:
     return open(path, "rb") if blob is None else zodb_blob.BlobFile(path, "r", blob)
-
-
-def _serial(serial: Any) -> bytes | None:
-    """What was read; ZODB's own tests write "nothing" as text."""
-    return NO_TID if serial == "\0" * 8 else serial
 
 
 def blobs_for(

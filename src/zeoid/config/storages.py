@@ -10,7 +10,6 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from zeoid.engines.disk import Disk
 from zeoid.engines.opening import open_data_file
 from zeoid.engines.recovery import check_belonging, check_complete, journal_directory
 from zeoid.errors import ConfigurationError
+from zeoid.model import frozen
 
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(//|\()", re.IGNORECASE)
 _ADDRESS = re.compile(r"(\[[^]]+\]|[^/:]*):\d+")
@@ -36,7 +36,7 @@ _CLIENT_LABEL = "zeoid copy"
 Opener = Callable[[], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NamedStorage:
     """A storage that a user named; a password in the name is hidden.
 

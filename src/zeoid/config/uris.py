@@ -34,6 +34,10 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "client_label": str,
     "server_sync": _yes_or_no,
     "coding": str,
+    "blob_dir": str,
+    "shared_blob_dir": _yes_or_no,
+    "blob_cache_size": _byte_size,
+    "blob_cache_size_check": int,
 }
 
 
