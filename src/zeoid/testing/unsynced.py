@@ -46,6 +46,8 @@ class Naming:
     file: File | None = None
     source: str | None = None
     directory: bool = False
+    #: Of a directory that was removed: names in it whose own removal may not be durable, with their files.
+    taken_along: tuple[tuple[str, File], ...] | None = None
 
 
 @dataclass(slots=True)
@@ -62,6 +64,11 @@ class Names:
                 self.files[naming.target] = moved
             elif naming.source in self.directories:
                 self._move_directory(naming.source, naming.target)
+        elif naming.taken_along is not None:
+            self.directories.discard(naming.target)
+            for path, file in naming.taken_along:
+                if self.files.get(path) is file:  # not one that got the name in a new directory
+                    del self.files[path]
         elif naming.directory:
             self.directories.add(naming.target)
         elif naming.file is None:
@@ -164,8 +171,8 @@ def _random_fate(each: Change | Naming, kept: float, chance: random.Random) -> F
 
 def state_after(
     durable: Names, contents: dict[int, bytes], pending: Sequence[Change | Naming], fates: Sequence[Fate]
-) -> tuple[set[str], dict[str, bytes]]:
-    """The directories, and path and content of each file, if this became of what was pending."""
+) -> tuple[set[str], list[tuple[bytes, list[str]]]]:
+    """The directories, and content and paths of each file, if this became of what was pending."""
     names = durable.copy()
     changes: dict[int, list[tuple[Change, Fate]]] = {}
     for each, fate in zip(pending, fates, strict=True):
@@ -174,11 +181,13 @@ def state_after(
         elif fate != _LOST:
             names.apply(each)
     directories = {path for path in names.directories if _reachable(path, names.directories)}
-    return directories, {
-        path: content_after(contents[id(file)], changes.get(id(file), ()))
-        for path, file in names.files.items()
-        if _reachable(path, directories)
-    }
+    named: dict[int, list[str]] = {}
+    for path, file in names.files.items():
+        if _reachable(path, directories):
+            named.setdefault(id(file), []).append(path)
+    return directories, [
+        (content_after(contents[file], changes.get(file, ())), paths) for file, paths in named.items()
+    ]
 
 
 def _reachable(path: str, directories: set[str]) -> bool:
