@@ -58,6 +58,12 @@ PREPARE_INLINE_OPERATIONS: Final = 200
 JOURNAL_SEGMENT_BYTES: Final = 16 * 1024 * 1024
 #: … but no more than so many wait for that.
 JOURNAL_SPARES: Final = 4
+#: Blobs that arrive are written in pieces of this size at least …
+BLOB_PIECE_BYTES: Final = 256 * 1024
+#: … and put on the disk in steps of this size, two of which may be under way.
+BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+#: No blob is taken that would leave less room on the disk: transactions need some.
+BLOB_FREE_BYTES: Final = 64 * 1024 * 1024
 #: Client-made ids of transactions remembered, committed ones and refused ones each, for `outcome`.
 OUTCOMES: Final = 10_000
 #: Rounds of client-side conflict resolution. A stock client that still has conflicts after its ninth vote

@@ -101,6 +101,15 @@ class Undo:
     transaction_id: bytes
 
 
+@dataclass(slots=True, eq=False)
+class StagedBlob:
+    """A file that will be a blob, and that nobody else has: whoever holds this owes a discard or a commit."""
+
+    #: Random, of sixteen bytes.
+    name: bytes
+    size_bytes: int
+
+
 Operation = Store | Restore | Delete | CheckCurrent | Undo
 
 

@@ -39,6 +39,14 @@ class Record:
 
 
 @frozen
+class LoggedBlob:
+    """A transaction's record of *oid* has a blob, which is a file staged under *name* (16 bytes)."""
+
+    oid: bytes
+    name: bytes
+
+
+@frozen
 class LoggedTransaction:
     """One committed transaction. *id* was made by its client, and is empty if that made none; *extension* is
     as the data file will hold it; *status* is one character."""

@@ -156,7 +156,8 @@ class FaultyDisk(Disk):
             same = os.path.exists(target) and os.path.samefile(source, target)
             super().rename(source, target)
             if not same:  # of two names of one file the system removes none
-                self._named(Naming(self._relative(target), source=self._relative(source)))
+                name = self._relative(source)
+                self._named(Naming(self._relative(target), self._now.files.get(name), name))
 
     def link(self, source: StrPath, target: StrPath) -> None:
         with self._lock:

@@ -40,7 +40,8 @@ class Change:
 
 @dataclass(slots=True, eq=False)
 class Naming:
-    """A name that isn't durable: it was given to *file*, moved from *source*, or else removed."""
+    """A name that isn't durable: it was given to *file*, moved from *source* (a directory's, if there is no
+    file), or else removed."""
 
     target: str
     file: File | None = None
@@ -59,9 +60,9 @@ class Names:
 
     def apply(self, naming: Naming) -> None:
         if naming.source is not None:
-            moved = self.files.pop(naming.source, None)
-            if moved is not None:  # otherwise the name was made and never became durable
-                self.files[naming.target] = moved
+            self.files.pop(naming.source, None)
+            if naming.file is not None:
+                self.files[naming.target] = naming.file
             elif naming.source in self.directories:
                 self._move_directory(naming.source, naming.target)
         elif naming.taken_along is not None:
