@@ -110,7 +110,15 @@ class StagedBlob:
     size_bytes: int
 
 
-Operation = Store | Restore | Delete | CheckCurrent | Undo
+@frozen
+class AttachBlob:
+    """The record of *oid* that the same transaction stores or restores has this blob. The last one counts."""
+
+    oid: bytes
+    blob: StagedBlob
+
+
+Operation = Store | Restore | AttachBlob | Delete | CheckCurrent | Undo
 
 
 @frozen

@@ -8,8 +8,13 @@
     a pack is about to replace the file   Base of either file   both synced before
     a pack has replaced the file          Base                  directory synced
 
+Blobs get their final names before the transaction is appended to the data file, so that who sees it finds
+them, or, with a very large one, before its Base. Before any Base these names are synced, after it the staged
+ones go.
+
 Owns the order of these writes, and the room that prepared transactions were promised in the data file. The
-journal's format is `journal`'s, the data file's `datafile`'s; opening after a crash is `recovery`'s business.
+journal's format is `journal`'s, the data file's `datafile`'s, the files of blobs are `blobs`'s; opening after
+a crash is `recovery`'s business.
 
 Invariants:
  1. What counts as committed is durable: in the journal, after the newest Base, or in the data file before it.
@@ -27,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zeoid import limits
+from zeoid.engines.blobs import BlobDirectory
 from zeoid.engines.datafile import lay_out, tid_that_ends_at
 from zeoid.engines.disk import Disk
 from zeoid.engines.journal import Base, Batch, Direct, Journal, LoggedTransaction, OidMark, Place
@@ -40,9 +46,12 @@ _PIECE_BYTES = 1024 * 1024
 class Appender:
     """Writes to one open FileStorage's data file, and to the journal beside it."""
 
-    def __init__(self, storage: Any, journal: Journal, disk: Disk) -> None:
+    def __init__(
+        self, storage: Any, journal: Journal, disk: Disk, blobs: BlobDirectory | None = None
+    ) -> None:
         self._storage = storage
         self.journal = journal
+        self.blobs = blobs
         self._disk = disk
         self.data_file = DataFile(storage)
         self._room = threading.Lock()
@@ -106,6 +115,10 @@ class Appender:
             else:
                 self.journal.append(Batch(transactions))
                 tail = self._lay_out(transactions)
+                if self.blobs is not None:
+                    for transaction in transactions:
+                        if transaction.blobs:
+                            self.blobs.place(transaction.tid, transaction.blobs)
                 self._write(tail)
                 self._reveal(tail)
         except BaseException as problem:
@@ -118,9 +131,12 @@ class Appender:
         tail = self._lay_out([transaction])
         place = Place(tail.end, transaction.tid)
         length = tail.end - tail.start
-        self.journal.append(Direct(transaction.tid, transaction.id, tail.start, length))
+        blobs = transaction.blobs
+        self.journal.append(Direct(transaction.tid, transaction.id, tail.start, length, blobs))
         self._write(tail)
         self._disk.sync(self._storage._file.fileno())
+        if self.blobs is not None and blobs:
+            self.blobs.place(transaction.tid, blobs)
         self._state(place)
         self._reveal(tail)
 
@@ -192,8 +208,13 @@ class Appender:
                 self._disk.sync(file)
             finally:
                 self._disk.close(file)
+            if self.blobs is not None:
+                self.blobs.sync_names()
         with self._writing():
-            return self._settle()
+            reached = self._settle()
+        if self.blobs is not None:
+            self.blobs.remove_settled()
+        return reached
 
     def _settle(self) -> bytes:
         """As `checkpoint`, holding the commit lock."""
@@ -202,12 +223,19 @@ class Appender:
         self._state(place)
         return place.tid
 
-    def _state(self, place: Place) -> None:
-        """Say that the data file is durable so far; under its name, too, if a pack has just replaced it."""
+    def _state(self, *places: Place, before: Sequence[OidMark] = ()) -> None:
+        """Say that the data file is durable so far; under its name, too, if a pack has just replaced it.
+
+        No Base is written anywhere else, so that none leaves a blob behind.
+        """
         if self._replaced:
             self._disk.sync_directory(os.path.dirname(self._storage._file_name))
             self._replaced = False
-        self.journal.append(Base((place,)))
+        if self.blobs is not None:
+            self.blobs.sync_names()
+        self.journal.append(*before, Base(places))
+        if self.blobs is not None:
+            self.blobs.settle()
 
     def _place(self) -> Place:
         storage = self._storage
@@ -229,7 +257,7 @@ class Appender:
                 disk.unlink(index)
             disk.sync_directory(os.path.dirname(packed_path))
             # The object with the highest oid may be gone after this, and its oid is not to be another's.
-            self.journal.append(OidMark(storage._oid), Base((self._place(), packed)))
+            self._state(self._place(), packed, before=[OidMark(storage._oid)])
             self._replaced = True
 
     def settle_packed(self) -> None:
@@ -237,11 +265,17 @@ class Appender:
         with self._writing():
             self._settle()
 
-    def replay(self, transactions: Sequence[LoggedTransaction]) -> None:
-        """Write what the journal has and the data file has not, and settle."""
+    def replay(self, transactions: Sequence[LoggedTransaction], withdrawn: Sequence[Direct] = ()) -> None:
+        """Write what the journal has and the data file has not, take back blobs of what is not committed, and
+        settle."""
         with self._writing():
+            for direct in withdrawn:
+                if self.blobs is not None:
+                    self.blobs.withdraw(direct.tid, direct.blobs)
             for transaction in transactions:
                 tail = self._lay_out([transaction])
+                if self.blobs is not None and transaction.blobs:
+                    self.blobs.place_again(transaction.tid, transaction.blobs)
                 self._write(tail)
                 self._reveal(tail)
                 self._storage.set_max_oid(max((each.oid for each in transaction.records), default=b""))

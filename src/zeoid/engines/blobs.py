@@ -38,13 +38,12 @@ from ZODB.POSException import POSKeyError, StorageError
 
 from zeoid.engines.blob_layout import BlobLayout
 from zeoid.engines.disk import Disk
-from zeoid.engines.journal_format import LoggedBlob
+from zeoid.engines.journal_format import BLOB_NAME_BYTES, LoggedBlob
 from zeoid.engines.staging import StagedFile
 from zeoid.errors import ConfigurationError
 from zeoid.model import StagedBlob
 
 STAGED: Final = ".staged"
-NAME_BYTES: Final = 16
 #: What a file system says that has no links, or no more for this file, or not between these directories.
 _CANNOT_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 #: A file that has more names is copied instead: there must be room for the final name.
@@ -82,9 +81,16 @@ class BlobDirectory:
         self._promise_failure = ""
         self._failure = ""
 
-    def begin(self) -> None:
-        """Have a directory to stage in. ConfigurationError if that is on another file system."""
-        if not self._disk.exists(self._staged):
+    def begin(self, durable: bool = False) -> None:
+        """Have a directory to stage in. ConfigurationError if that is on another file system.
+
+        *durable*: what is in the directory was written by nobody who left it to the system when that is
+        durable, as ZODB's own storages do.
+        """
+        is_new = not self._disk.exists(self._staged)
+        if is_new or not durable:
+            self._disk.sync_all(self.path)
+        if is_new:
             self._disk.mkdir(self._staged, 0o700)
             self._disk.sync_directory(self.path)
         if os.stat(self._staged).st_dev != os.stat(self.path).st_dev:
@@ -96,14 +102,14 @@ class BlobDirectory:
 
     def stage(self, size_bytes: int | None = None) -> StagedFile:
         """A file to write a blob to, with room for *size_bytes* if that is known. OSError: there is none."""
-        name = secrets.token_bytes(NAME_BYTES)
+        name = secrets.token_bytes(BLOB_NAME_BYTES)
         readers = os.stat(self.path).st_mode
         return StagedFile(self._disk, self._staged_path(name), name, readers, size_bytes)
 
     def stage_revision(self, oid: bytes, tid: bytes) -> StagedBlob:
         """A blob with the content of one that is here. POSKeyError if it isn't; OSError."""
         source = self._layout.file(oid, tid)
-        name = secrets.token_bytes(NAME_BYTES)
+        name = secrets.token_bytes(BLOB_NAME_BYTES)
         try:
             told = os.stat(source)
             if told.st_nlink <= _MOST_LINKS:
@@ -137,7 +143,7 @@ class BlobDirectory:
         if not _is_shared_name(filename):
             raise StorageError(f"no client may hand over a file that it calls {filename!r}")
         theirs = os.path.join(self._layout.directory(oid), filename)
-        name = secrets.token_bytes(NAME_BYTES)
+        name = secrets.token_bytes(BLOB_NAME_BYTES)
         ours = self._staged_path(name)
         try:
             _refuse_unless_plain(theirs, filename)

@@ -9,7 +9,7 @@ where it can import the classes.) Must not know connections, replies or the orde
 from base64 import decodebytes
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import zope.interface
 from ZODB.Connection import TransactionMetaData
@@ -28,17 +28,19 @@ from ZODB.utils import load_current
 from zeoid.engines.resolving import Resolver
 from zeoid.model import (
     NO_TID,
+    AttachBlob,
     CheckCurrent,
     Conflict,
     Delete,
     Operation,
     Restore,
     Revision,
+    StagedBlob,
     Store,
     TransactionInfo,
     Undo,
 )
-from zeoid.ports import Commit, Outcomes, Prepared, TransactionRecord
+from zeoid.ports import BlobWriter, Commit, Outcomes, Prepared, TransactionRecord
 
 
 class StorageEngine:
@@ -166,6 +168,18 @@ class StorageEngine:
     def pack(self, time: float) -> None:
         self._storage.pack(time, referencesf)
 
+    def stage_blob(self, size_bytes: int | None = None) -> BlobWriter:
+        raise Unsupported(f"{self.name} takes no blobs")
+
+    def take_shared_blob(self, oid: bytes, filename: str) -> StagedBlob:
+        raise Unsupported(f"{self.name} takes no blobs")
+
+    def discard_blobs(self, blobs: Sequence[StagedBlob]) -> None:
+        raise Unsupported(f"{self.name} takes no blobs")
+
+    def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
+        raise Unsupported(f"{self.name} takes no blobs")
+
     def resolve_conflicts(self) -> None:
         self._resolver = Resolver(self.load_serial)
         self.resolves_conflicts = True
@@ -217,6 +231,8 @@ class _Writing:
             case Delete(oid, serial):
                 self._able("deleteObject")(oid, serial, self._meta)
                 self.oids[oid] = None
+            case AttachBlob():
+                raise Unsupported(f"{self._storage.getName()} takes no blobs")
             case CheckCurrent(oid, serial):
                 self._storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
             case Undo(transaction_id):
