@@ -164,7 +164,7 @@ class Engine(Protocol):
 class Prepared:
     """What `Engine.prepare` found: conflicts to resolve, or what will be written. Engines add to it."""
 
-    __slots__ = ("conflicts", "oids", "resolved", "size_bytes")
+    __slots__ = ("blobs", "conflicts", "oids", "resolved", "size_bytes")
 
     def __init__(
         self,
@@ -181,6 +181,8 @@ class Prepared:
         self.resolved = resolved
         #: What it will take in the storage, approximately.
         self.size_bytes = size_bytes
+        #: What it has of blobs; if there is something, abandoning it takes long.
+        self.blobs: tuple[object, ...] = ()
 
 
 @frozen

@@ -4,8 +4,25 @@ Owns where a resolved store goes: in the place of the store that met the conflic
 it, so that what the transaction does next finds it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+from ZODB.POSException import ConflictError
+
 from zeoid.commit.actions import Transaction
-from zeoid.model import Store
+from zeoid.model import Conflict, Store
+
+
+def ask(transaction: Transaction, conflicts: Sequence[Conflict]) -> list[dict[str, Any]]:
+    """What its client is told."""
+    transaction.conflicts = {conflict.oid: conflict for conflict in conflicts}
+    return [{"oid": c.oid, "serials": (c.committed, c.read), "data": c.data} for c in conflicts]
+
+
+def too_many(rounds: int, conflict: Conflict) -> ConflictError:
+    """What its client is told in the end."""
+    serials = conflict.committed, conflict.read
+    return ConflictError(f"still in conflict after {rounds} rounds", oid=conflict.oid, serials=serials)
 
 
 def note(transaction: Transaction, resolved: Store) -> None:

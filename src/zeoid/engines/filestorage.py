@@ -54,7 +54,7 @@ _READ_BYTES = 2048
 class _Written(Prepared):
     """What a prepared transaction will write."""
 
-    __slots__ = ("blobs", "description", "extension", "records", "status", "user")
+    __slots__ = ("description", "extension", "records", "status", "user")
 
     def __init__(
         self, info: TransactionInfo, extension: bytes, records: dict[bytes, Record], resolved: Sequence[bytes]

@@ -5,7 +5,7 @@ and restore, which a test compares; only conflicts are told instead of being res
 
     the object now                                what is written
     is as the undone transaction left it          its data from before that; it ceases to be if there was none
-    was written since, and holds the same data    the same
+    was written since, and holds the same data    the same (of a blob: is a reference to the same record)
     holds other data, and had some before         nothing yet: a Conflict, which its class may resolve
     holds other data, and had none before         UndoError
     is gone, or was gone then, by other records   UndoError
@@ -14,6 +14,7 @@ and restore, which a test compares; only conflicts are told instead of being res
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from ZODB.blob import is_blob_record
 from ZODB.POSException import MultipleUndoErrors, UndoError
 
 from zeoid.engines.records import DataFile, RecordHeader
@@ -122,7 +123,18 @@ def _holds_same(file: DataFile, newest: RecordHeader, pending: Pending | None, u
     then = file.data(undone)
     if now is None or then is None:
         raise UndoError("_loadBack() failed", undone.oid)
+    if now == then and is_blob_record(now):
+        # All records of blobs are the same, and what they are of is not.
+        return _source(file, newest, pending) == _source(file, undone, None)
     return now == then
+
+
+def _source(file: DataFile, header: RecordHeader, pending: Pending | None) -> RecordHeader | None:
+    """The record whose data, and blob, it has; None for one that is still to be written."""
+    if pending is None:
+        return file.source(header)
+    earlier = None if pending.same_as is None else file.revision(header.oid, pending.same_as)
+    return None if earlier is None else file.source(earlier)
 
 
 def restore(

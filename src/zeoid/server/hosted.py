@@ -22,6 +22,7 @@ from zeoid.commit.actions import (
     Action,
     Commit,
     Decide,
+    Discard,
     Expire,
     Fail,
     Prepare,
@@ -206,7 +207,10 @@ class Hosted:
             case Abandon(transaction):
                 assert transaction.prepared is not None
                 abandoned = transaction.prepared
-                return self._engine_call(lambda: self.engine.abandon(abandoned), self._abandoned)
+                call = self._beside if abandoned.blobs else self._engine_call
+                return call(lambda: self.engine.abandon(abandoned), self._abandoned)
+            case Discard(blobs):
+                return self._beside(lambda: self.engine.discard_blobs(blobs), lambda *_: [])
             case Expire(transaction, state):
                 self._expire(transaction, state)
         return ()
@@ -233,6 +237,7 @@ class Hosted:
 
         if not engine.exclusive and (
             transaction.undoes
+            or transaction.blobs
             or len(transaction.operations) > limits.PREPARE_INLINE_OPERATIONS
             or engine.resolves_conflicts
         ):
