@@ -68,6 +68,8 @@ class Known:
     handed_out: set[bytes] = field(default_factory=set)
     #: Before this tid the history may be lost, but not the state at it.
     packed: bytes = tid(0)
+    #: What nothing refers to: a pack may have removed it.
+    garbage: set[bytes] = field(default_factory=set)
     #: Where blobs are, if they are kept.
     blob_dir: str = ""
 
@@ -299,28 +301,34 @@ def check_objects(known: Known, database: Database, there: bool) -> None:
     now: dict[bytes, bytes | None] = {}
     for written in certain(known, there):
         now.update(written.records)
-    for oid in known.oids:
+    for oid in known.oids - known.garbage:
         assert database.data(oid) == now.get(oid), oid
+
+
+def blobs_of(known: Known, committed: Sequence[Written]) -> tuple[dict[tuple[bytes, bytes], bytes], set[Any]]:
+    """All blobs of these transactions, by object and tid, and which of them no pack may have removed."""
+    blobs = {(oid, each.tid): content for each in committed for oid, content in each.blobs.items()}
+    at_pack = {oid: at for oid, at in sorted(blobs) if at <= known.packed}
+    kept = {(oid, at) for oid, at in blobs if at > known.packed or at_pack[oid] == at}
+    return blobs, {(oid, at) for oid, at in kept if oid not in known.garbage}
 
 
 def check_blobs(known: Known, database: Database, there: bool, blob_dir: Path) -> None:
     """Each is whole, or absent with its transaction, and nothing is left over."""
-    committed = certain(known, there)
-    wanted = {(each.tid, oid): content for each in committed for oid, content in each.blobs.items()}
+    blobs, kept = blobs_of(known, certain(known, there))
     found = {
-        (at, oid): database.blob(oid, at)
-        for at in {each.tid for each in [*known.acknowledged, *known.under_way]}
+        (oid, each.tid): content
+        for each in [*known.acknowledged, *known.under_way]
         for oid in known.oids
+        if (content := database.blob(oid, each.tid)) is not None
     }
-    newest = {oid: at for at, oid in sorted(wanted)}
-    for (at, oid), content in wanted.items():
-        if at > known.packed or newest[oid] == at:
-            assert found[at, oid] == content, (number_of(at), oid)
-    assert {key for key, content in found.items() if content is not None} <= set(wanted)
+    assert kept <= set(found)
+    assert found == {key: blobs[key] for key in found}
+    for oid, at in found:
+        assert database.engine.load_serial(oid, at) == BLOB_RECORD
+    assert len(final_files(blob_dir)) == len(found)
     assert staged_files(blob_dir) == []
-    assert len(final_files(blob_dir)) <= len(wanted)
-    if known.packed == tid(0):
-        assert len(final_files(blob_dir)) == len(wanted)
+    assert not (blob_dir / ".removed").exists()
 
 
 def check_the_rest(known: Known, database: Database, there: bool) -> None:

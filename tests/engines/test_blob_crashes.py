@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import itertools
 import shutil
+from base64 import encodebytes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,11 +14,11 @@ import pytest
 from ZODB.POSException import StorageError
 
 from tests.engines.blobfiles import final_files, staged_files
-from tests.engines.crashes import Run, check, interrupted_openings, record_file_operations, small
-from tests.engines.datafiles import A, B, C, Database, databases, tid
+from tests.engines.crashes import Run, blobs_of, check, interrupted_openings, record_file_operations, small
+from tests.engines.datafiles import ROOT, A, B, C, Database, databases, tid
 from tests.engines.test_crashes import every, some
 from zeoid.engines.disk import StrPath
-from zeoid.model import AttachBlob, Store
+from zeoid.model import AttachBlob, Store, Undo
 from zeoid.testing.disk import FaultyDisk
 
 __all__ = ["every", "small"]
@@ -76,6 +77,45 @@ def blob_restarts(run: Run) -> None:
     run.database.close()
 
 
+def blob_undo_and_redo(run: Run) -> None:
+    run.open()
+    run.store_blobs(A, B)
+    second = run.store_blobs(A)
+    undo = run.commit(run.prepare_undo(second))
+    run.database.engine.checkpoint()
+    run.commit(run.prepare_undo(undo))
+    given_up = run.database.prepare(Undo(encodebytes(second).rstrip()))
+    run.database.engine.abandon(given_up)
+    run.database.close()
+
+
+def pack(run: Run, keep_old: bool) -> None:
+    """An object is garbage, another one has an old revision; blobs are committed meanwhile."""
+    run.open()
+    run.database.storage.pack_keep_old = keep_old
+    run.store(ROOT, refers=[A])
+    run.store_blobs(A, B)
+    run.store_blobs(A)
+    at = run.store(C)
+    run.known.garbage = {B, C}
+    run.meanwhile = {
+        ("open", ".pack"): lambda: run.store_blobs(A),
+        ("open", ".index_tmp"): lambda: run.store_blobs(A),
+    }
+    run.pack(at)
+    assert run.was_cut or not run.meanwhile
+    run.store_blobs(A)
+    run.database.close()
+
+
+def blob_pack_keep_old(run: Run) -> None:
+    pack(run, True)
+
+
+def blob_pack_without_old(run: Run) -> None:
+    pack(run, False)
+
+
 class NoLinks(FaultyDisk):
     """A file system that has no hard links."""
 
@@ -89,6 +129,9 @@ SCRIPTS = [
     blob_in_direct_transaction,
     blob_checkpoint_between,
     blob_restarts,
+    blob_undo_and_redo,
+    blob_pack_keep_old,
+    blob_pack_without_old,
 ]
 Script = Callable[[Run], None]
 Make = Callable[[Path], FaultyDisk]
@@ -98,8 +141,11 @@ def operations_of(script: Script, root: Path, disk: Make = FaultyDisk) -> int:
     with pytest.MonkeyPatch.context() as patch, Run(root, patch, blob_dir=BLOBS, disk=disk) as run:
         assert run.carry_out(script)
     assert len(staged_files(root / BLOBS)) == (script is blob_commit)  # an upload that nobody gave up
-    wanted = [content for each in run.known.acknowledged for content in each.blobs.values()]
-    assert sorted(final_files(root / BLOBS).values()) == sorted(wanted)
+    blobs, kept = blobs_of(run.known, run.known.acknowledged)
+    assert sorted(final_files(root / BLOBS).values()) == sorted(blobs[key] for key in kept)
+    if script is blob_pack_keep_old:
+        assert {blobs[key] for key in blobs} >= set(final_files(root / f"{BLOBS}.old").values())
+        assert len(final_files(root / f"{BLOBS}.old")) == 4
     check(run.known, root)
     return run.disk.operations
 

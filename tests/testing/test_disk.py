@@ -659,3 +659,23 @@ def test_what_the_system_says_of_a_sync_of_everything_is_told(
     monkeypatch.setattr(real.os, "sync", lambda: synced.append(1))
     disk.sync_all(root)
     assert synced == [1]
+
+
+def test_of_a_file_that_was_moved_each_directory_has_its_part(root: Path) -> None:
+    disk = FaultyDisk(root)
+    for name in ("x", "y"):
+        disk.mkdir(root / name)
+    put(disk, root / "x" / "a", (0, A), sync=True)
+    put(disk, root / "x" / "b", (0, B), sync=True)
+    for folder in (root, root / "x"):
+        disk.sync_directory(folder)
+    disk.rename(root / "x" / "a", root / "y" / "a")
+    disk.sync_directory(root / "y")
+    assert {tuple(path for path in state if path.endswith("a")) for state in states(disk)} == {
+        ("x/a", "y/a"), ("y/a",),
+    }  # fmt: skip
+    disk.rename(root / "x" / "b", root / "y" / "b")
+    disk.sync_directory(root / "x")
+    assert {tuple(path for path in state if path.endswith("b")) for state in states(disk)} == {(), ("y/b",)}
+    disk.sync_directory(root / "y")
+    assert states(disk) == [{"x": None, "y": None, "y/a": A, "y/b": B}]

@@ -52,7 +52,7 @@ class Appender:
         self._storage = storage
         self.journal = journal
         self.blobs = blobs
-        self._disk = disk
+        self.disk = disk
         self.data_file = DataFile(storage)
         self._room = threading.Lock()
         self._promised_bytes = 0
@@ -84,10 +84,10 @@ class Appender:
         file, position = self._storage._file, self._storage._pos
         end = wanted + limits.RESERVE_BYTES
         try:
-            self._disk.reserve(file.fileno(), position, end - position)
+            self.disk.reserve(file.fileno(), position, end - position)
         except OSError:
             end = wanted  # there may be room for this one, if not for more
-            self._disk.reserve(file.fileno(), position, end - position)
+            self.disk.reserve(file.fileno(), position, end - position)
         self._reserved = file, end
 
     def take_back(self, *sizes_bytes: int) -> None:
@@ -134,7 +134,7 @@ class Appender:
         blobs = transaction.blobs
         self.journal.append(Direct(transaction.tid, transaction.id, tail.start, length, blobs))
         self._write(tail)
-        self._disk.sync(self._storage._file.fileno())
+        self.disk.sync(self._storage._file.fileno())
         if self.blobs is not None and blobs:
             self.blobs.place(transaction.tid, blobs)
         self._state(place)
@@ -158,10 +158,10 @@ class Appender:
         """Who reads the file meanwhile finds a last transaction longer than the file, and stops there."""
         file, position = self._storage._file.fileno(), tail.start
         if tail.end - position <= _PIECE_BYTES:
-            self._disk.pwrite(file, b"".join(tail.parts), position)
+            self.disk.pwrite(file, b"".join(tail.parts), position)
             return
         for piece in _pieces(tail.parts):
-            self._disk.pwrite(file, piece, position)
+            self.disk.pwrite(file, piece, position)
             position += len(piece)
 
     def _reveal(self, tail: "_Tail") -> None:
@@ -203,11 +203,11 @@ class Appender:
         # Most of the work is done while others commit; what they add meanwhile is little.
         with self._guarded():
             with self._storage._lock:  # a pack holds it while it replaces the file
-                file = self._disk.open(self._storage._file_name, create=False, read_only=False)
+                file = self.disk.open(self._storage._file_name, create=False, read_only=False)
             try:
-                self._disk.sync(file)
+                self.disk.sync(file)
             finally:
-                self._disk.close(file)
+                self.disk.close(file)
             if self.blobs is not None:
                 self.blobs.sync_names()
         with self._writing():
@@ -218,7 +218,7 @@ class Appender:
 
     def _settle(self) -> bytes:
         """As `checkpoint`, holding the commit lock."""
-        self._disk.sync(self._storage._file.fileno())
+        self.disk.sync(self._storage._file.fileno())
         place = self._place()
         self._state(place)
         return place.tid
@@ -229,7 +229,7 @@ class Appender:
         No Base is written anywhere else, so that none leaves a blob behind.
         """
         if self._replaced:
-            self._disk.sync_directory(os.path.dirname(self._storage._file_name))
+            self.disk.sync_directory(os.path.dirname(self._storage._file_name))
             self._replaced = False
         if self.blobs is not None:
             self.blobs.sync_names()
@@ -239,11 +239,11 @@ class Appender:
 
     def _place(self) -> Place:
         storage = self._storage
-        return place_of(self._disk, storage._file.fileno(), storage._pos)
+        return place_of(self.disk, storage._file.fileno(), storage._pos)
 
     def settle_either(self, packed_path: str, length: int) -> None:
         """A pack has made *packed_path*, and will replace the data file by it. The commit lock is held."""
-        storage, disk = self._storage, self._disk
+        storage, disk = self._storage, self.disk
         with self._guarded():
             file = disk.open(packed_path, create=False, read_only=False)
             try:
@@ -264,6 +264,8 @@ class Appender:
         """The data file was replaced, unless there was nothing to pack."""
         with self._writing():
             self._settle()
+        if self.blobs is not None:
+            self.blobs.remove_settled()
 
     def replay(self, transactions: Sequence[LoggedTransaction], withdrawn: Sequence[Direct] = ()) -> None:
         """Write what the journal has and the data file has not, take back blobs of what is not committed, and
@@ -292,19 +294,19 @@ class Appender:
         try:
             if not self.failure:
                 self.checkpoint()
-                self._disk.truncate(storage._file.fileno(), storage._pos)
+                self.disk.truncate(storage._file.fileno(), storage._pos)
         finally:
             self.journal.close()
 
     def sync_index(self) -> None:
         """Make durable the index that FileStorage wrote as it was closed: a part of one may look like one."""
         with contextlib.suppress(OSError):
-            file = self._disk.open(f"{self._storage._file_name}.index", create=False, read_only=False)
+            file = self.disk.open(f"{self._storage._file_name}.index", create=False, read_only=False)
             try:
-                self._disk.sync(file)
+                self.disk.sync(file)
             finally:
-                self._disk.close(file)
-            self._disk.sync_directory(os.path.dirname(self._storage._file_name))
+                self.disk.close(file)
+            self.disk.sync_directory(os.path.dirname(self._storage._file_name))
 
     # ----------------------------------------------------------------------------------------------
 

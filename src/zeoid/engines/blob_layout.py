@@ -101,6 +101,25 @@ def make_layout(root: str, disk: Disk) -> BlobLayout:
     return layout
 
 
+def tid_of(name: str) -> bytes | None:
+    """The tid in the name of a revision's file; None if it is something else."""
+    if not name.startswith("0x") or not name.endswith(SUFFIX):
+        return None
+    try:
+        tid = bytes.fromhex(name[2 : -len(SUFFIX)])
+    except ValueError:
+        return None
+    return tid.rjust(8, b"\0") if len(tid) <= 8 else None
+
+
+def make_directories(disk: Disk, path: str) -> None:
+    """*path* and those above it that are missing."""
+    if not disk.exists(path):
+        make_directories(disk, os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):  # clients that share the directory make some, too
+            disk.mkdir(path)
+
+
 def _marked(root: str, disk: Disk) -> str:
     """What the marker says; empty if nothing."""
     with contextlib.suppress(FileNotFoundError):

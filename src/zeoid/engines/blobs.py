@@ -36,7 +36,7 @@ from typing import BinaryIO, Final
 
 from ZODB.POSException import POSKeyError, StorageError
 
-from zeoid.engines.blob_layout import BlobLayout
+from zeoid.engines.blob_layout import BlobLayout, make_directories, tid_of
 from zeoid.engines.disk import Disk
 from zeoid.engines.journal_format import BLOB_NAME_BYTES, LoggedBlob
 from zeoid.engines.staging import StagedFile
@@ -168,7 +168,7 @@ class BlobDirectory:
         """Have their staged names durable, and directories for the final ones. OSError: they can't be had."""
         with self._names:
             for blob in blobs:
-                self._make(self._layout.directory(blob.oid))
+                make_directories(self._disk, self._layout.directory(blob.oid))
             self._promises += 1
             mine = self._promises
         with self._staging:  # one sync is for all who came while the one before it was under way
@@ -213,7 +213,7 @@ class BlobDirectory:
         try:
             self._link(staged, final)
         except FileNotFoundError:  # it became empty by a pack, or by somebody else's giving up
-            self._make(directory)
+            make_directories(self._disk, directory)
             self._link(staged, final)
         except FileExistsError:
             # No transaction had this tid, so nobody reads what is there: a data file from a back-up has taken
@@ -237,14 +237,6 @@ class BlobDirectory:
         """A name was made or removed there. Who made the directories above it may not have synced them."""
         for each in self._layout.above(directory):
             self._unsynced[each] = None
-
-    def _make(self, directory: str) -> None:
-        if self._disk.exists(directory):
-            return
-        missing = [each for each in self._layout.above(directory) if not self._disk.exists(each)]
-        for each in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # clients that share the directory make some, too
-                self._disk.mkdir(each)
 
     def sync_names(self) -> None:
         """Have every name durable that was made so far. OSError: nobody knows which are, now and later."""
@@ -275,6 +267,36 @@ class BlobDirectory:
         with self._names:
             settled, self._settled = self._settled, []
         self.discard(settled)
+
+    # Packing ----------------------------------------------------------------------------------------
+
+    def revisions(self, oid: bytes) -> list[bytes]:
+        """The tids of the blobs that the object has."""
+        try:
+            names = self._disk.listdir(self._layout.directory(oid))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [tid for tid in map(tid_of, names) if tid is not None]
+
+    def remove(self, oid: bytes, tid: bytes, old: str | None) -> None:
+        """Remove a blob that has no record any more, or move it to its place in the directory *old*."""
+        final = self._layout.file(oid, tid)
+        directory = os.path.dirname(final)
+        if not self._disk.exists(final):
+            return
+        target = "" if old is None else old + final[len(self.path) :]
+        if not target or self._disk.exists(target):
+            self._disk.unlink(final)  # takes long for a large one, so nobody waits for that
+        else:
+            make_directories(self._disk, os.path.dirname(target))
+            self._disk.rename(final, target)
+        with self._names:
+            self._touch(directory)
+            for each in self._layout.above(directory)[:-1]:
+                try:
+                    self._disk.rmdir(each)
+                except OSError:  # there is something in it
+                    break
 
     # Reading ----------------------------------------------------------------------------------------
 

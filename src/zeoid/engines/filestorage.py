@@ -38,6 +38,7 @@ from zeoid.engines.blobs import BlobDirectory
 from zeoid.engines.datafile import FIELD_LIMIT_BYTES, RECORD_HEADER, transaction_bytes
 from zeoid.engines.journal import LoggedBlob, LoggedTransaction, Record
 from zeoid.engines.journal_format import BLOB_BYTES
+from zeoid.engines.packing import remove_packed, sync_list
 from zeoid.engines.preparing import Writing
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import NO_TID, Operation, Revision, StagedBlob, TransactionInfo
@@ -105,6 +106,8 @@ class FileStorageEngine(StorageEngine):
         if appender is not None:
             storage.set_max_oid(self._oid_mark)
             self._packer, storage.packer = storage.packer, self._pack_beside
+            if blobs is not None:
+                storage._remove_blob_files_tagged_for_removal_during_pack = self._remove_packed_blobs
             self._keeper = _Keeper(appender, self.name)
 
     # Reading --------------------------------------------------------------------------------------
@@ -330,11 +333,20 @@ class FileStorageEngine(StorageEngine):
         if packed is not None:
             assert self._appender is not None
             try:
+                if self._blobs is not None:
+                    sync_list(self._blobs.path, self._appender.disk)
                 self._appender.settle_either(storage._file_name + ".pack", packed[0])
             except BaseException:
                 storage._commit_lock.release()
                 raise
         return packed
+
+    def _remove_packed_blobs(self) -> None:
+        """In the place of FileStorage's, which removes the directory of an object that was garbage with all
+        that is in it, whatever was committed meanwhile."""
+        assert self._appender is not None
+        self._appender.settle_packed()
+        remove_packed(self._kept_blobs(), self._storage, self._appender.disk)
 
     def close(self) -> None:
         try:

@@ -18,6 +18,7 @@ from zeoid.engines.blobs import BlobDirectory
 from zeoid.engines.disk import Disk
 from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.journal import Base, Contents, Journal
+from zeoid.engines.packing import remove_packed
 from zeoid.engines.recovery import (
     Settled,
     check_belonging,
@@ -154,6 +155,7 @@ def _continue(storage: Any, settled: Settled, disk: Disk) -> FileStorageEngine:
         appender.replay(settled.replay, settled.withdrawn)
         if blobs is not None:
             blobs.sweep()
+            remove_packed(blobs, storage, disk)
     except BaseException:
         journal.close()
         raise

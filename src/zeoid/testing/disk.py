@@ -39,6 +39,7 @@ from zeoid.testing.unsynced import (
     always,
     content_after,
     files_of,
+    halves,
     sampled,
     state_after,
     whole,
@@ -197,10 +198,14 @@ class FaultyDisk(Disk):
             self._begin("sync_directory", path)
             folder = self._relative(path)
             folder = "" if folder == os.curdir else folder
-            for naming in [each for each in self._pending if isinstance(each, Naming)]:
-                if os.path.dirname(naming.target) == folder:
-                    self._durable.apply(naming)
-                    self._pending.remove(naming)
+            remaining: list[Change | Naming] = []
+            for each in self._pending:
+                now, later = halves(each, folder) if isinstance(each, Naming) else (None, each)
+                if now is not None:
+                    self._durable.apply(now)
+                if later is not None:
+                    remaining.append(later)
+            self._pending = remaining
 
     def open_file(self, name: StrPath, mode: str = "r") -> Any:
         """As the built-in `open` does for binary files, but what is written and truncated is recorded."""

@@ -89,6 +89,22 @@ class Names:
         return Names(dict(self.files), set(self.directories))
 
 
+def halves(naming: Naming, folder: str) -> tuple[Naming | None, Naming | None]:
+    """What of it a sync of the directory *folder* makes durable, and what it does not.
+
+    Of a file that was moved from one directory to another, each has its own part.
+    """
+    source, target = naming.source, naming.target
+    if source is not None and naming.file is not None and os.path.dirname(source) != os.path.dirname(target):
+        arrives, leaves = Naming(target, naming.file), Naming(source)
+        if os.path.dirname(target) == folder:
+            return arrives, leaves
+        if os.path.dirname(source) == folder:
+            return leaves, arrives
+        return None, naming
+    return (naming, None) if os.path.dirname(target) == folder else (None, naming)
+
+
 # What may become of it ---------------------------------------------------------------------------------
 
 
