@@ -26,6 +26,7 @@ from ZODB.serialize import referencesf
 from ZODB.utils import load_current
 
 from zeoid.engines.resolving import Resolver
+from zeoid.engines.storage_blobs import StorageBlobs
 from zeoid.model import (
     NO_TID,
     AttachBlob,
@@ -50,6 +51,7 @@ class StorageEngine:
 
     def __init__(self, storage: Any) -> None:
         self._storage: Any = storage
+        self._blob_files = StorageBlobs(storage)
         self._resolver: Resolver | None = None
         self.resolves_conflicts = False
         self.name: str = storage.getName()
@@ -138,8 +140,13 @@ class StorageEngine:
             else:
                 self._storage.tpc_begin(meta, tid, info.status)
             writing = _Writing(self._storage, meta, tid, self.newest_tid, self._resolver)
-            for operation in operations:
-                writing.apply(operation)
+            operations = list(operations)
+            attached = {each.oid: each.blob for each in operations if isinstance(each, AttachBlob)}
+            if not attached or not writing.meets_conflicts(operations):
+                writing.blobs = {oid: self._blob_files.path(blob) for oid, blob in attached.items()}
+                for operation in operations:
+                    writing.apply(operation)
+                writing.check_blobs()
             conflicts = list(writing.conflicts.values())
             resolved = [] if conflicts else self._storage.tpc_vote(meta)
         except BaseException:
@@ -148,6 +155,8 @@ class StorageEngine:
         if conflicts:
             self._storage.tpc_abort(meta)
             return Prepared(conflicts)
+        if attached:  # the storage has those that count
+            self._blob_files.discard(each.blob for each in operations if isinstance(each, AttachBlob))
         return _Voted(meta, list(writing.oids), [*writing.resolved, *(resolved or ())])
 
     def commit(self, batch: Sequence[Commit]) -> None:
@@ -169,16 +178,16 @@ class StorageEngine:
         self._storage.pack(time, referencesf)
 
     def stage_blob(self, size_bytes: int | None = None) -> BlobWriter:
-        raise Unsupported(f"{self.name} takes no blobs")
+        return self._blob_files.stage(size_bytes)
 
     def take_shared_blob(self, oid: bytes, filename: str) -> StagedBlob:
-        raise Unsupported(f"{self.name} takes no blobs")
+        raise Unsupported(f"{self.name} shares no blob directory with clients")
 
     def discard_blobs(self, blobs: Sequence[StagedBlob]) -> None:
-        raise Unsupported(f"{self.name} takes no blobs")
+        self._blob_files.discard(blobs)
 
     def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
-        raise Unsupported(f"{self.name} takes no blobs")
+        return self._blob_files.open(oid, serial)
 
     def resolve_conflicts(self) -> None:
         self._resolver = Resolver(self.load_serial)
@@ -218,6 +227,25 @@ class _Writing:
         #: Those whose data is another than the client knows.
         self.resolved: dict[bytes, None] = {}
         self.conflicts: dict[bytes, Conflict] = {}
+        #: Files that the storage is still to be given with the records of these objects.
+        self.blobs: dict[bytes, str] = {}
+        self._has_taken_blobs = False
+
+    def meets_conflicts(self, operations: Iterable[Operation]) -> bool:
+        """Whether a store meets a newer revision, so that nothing is to be given to the storage."""
+        if self._resolver is None:
+            for operation in operations:
+                if isinstance(operation, Store):
+                    newest = self._newest_tid(operation.oid)
+                    if newest is not None and newest != operation.serial:
+                        conflict = Conflict(operation.oid, newest, operation.serial, operation.data)
+                        self.conflicts[operation.oid] = conflict
+        return bool(self.conflicts)
+
+    def check_blobs(self) -> None:
+        """StorageError if there is a blob without a record."""
+        for oid in self.blobs:
+            raise StorageError(f"there is a blob for object {oid.hex()}, but no record")
 
     def apply(self, operation: Operation) -> None:
         match operation:
@@ -226,17 +254,26 @@ class _Writing:
                 self._store(operation)
             case Restore(oid, data, same_as):
                 refuse_empty(oid, data)
-                self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
+                path = self._blob_of(oid) if data is not None else None
+                if path is None:
+                    self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
+                else:
+                    self._able("restoreBlob")(oid, self._tid, data, path, same_as, self._meta)
                 self.oids[oid] = None
             case Delete(oid, serial):
                 self._able("deleteObject")(oid, serial, self._meta)
                 self.oids[oid] = None
             case AttachBlob():
-                raise Unsupported(f"{self._storage.getName()} takes no blobs")
+                pass  # with its record
             case CheckCurrent(oid, serial):
                 self._storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
             case Undo(transaction_id):
                 self._undo(transaction_id)
+
+    def _blob_of(self, oid: bytes) -> str | None:
+        path = self.blobs.pop(oid, None)
+        self._has_taken_blobs = self._has_taken_blobs or path is not None
+        return path
 
     def _able(self, name: str) -> Callable[..., Any]:
         method: Callable[..., Any] | None = getattr(self._storage, name, None)
@@ -261,11 +298,15 @@ class _Writing:
             serial, data = newest, self._resolver.resolve(conflict)
             self.resolved[oid] = None
         try:
-            self._storage.store(oid, serial, data, "", self._meta)
+            path = self._blob_of(oid)
+            if path is None:
+                self._storage.store(oid, serial, data, "", self._meta)
+            else:
+                self._storage.storeBlob(oid, serial, data, path, "", self._meta)
         except ReadConflictError:
             raise
         except ConflictError as conflict:
-            if not conflict.serials:
+            if not conflict.serials or self._has_taken_blobs:  # these are gone, so there is no next round
                 raise
             committed, read = conflict.serials
             self.conflicts[oid] = Conflict(oid, committed, read, data)
