@@ -227,7 +227,7 @@ class FileStorageEngine(StorageEngine):
         except BaseException as problem:
             blobs.discard([blob.name for blob in made], [blob.oid for blob in (*given, *made)])
             if isinstance(problem, OSError):
-                raise StorageError(f"no room for a blob: {problem.strerror or problem}") from None
+                raise StorageError(f"a blob can't be stored: {problem.strerror or problem}") from None
             raise
         blobs.discard([blob.name for blob in writing.superseded])
 
