@@ -228,10 +228,14 @@ class BlobDirectory:
         except OSError as problem:
             if problem.errno not in _CANNOT_LINK:
                 raise
-            # After this there is one name only, so the way to it must be durable.
-            for each in self._layout.above(os.path.dirname(final)):
+            # From now on there is one name only: the way to it must be durable before, and it must be itself
+            # before a promise to somebody else makes durable that the staged one is gone.
+            directory = os.path.dirname(final)
+            for each in self._layout.above(directory):
                 self._disk.sync_directory(each)
-            self._disk.rename(staged, final)
+            with self._staging:
+                self._disk.rename(staged, final)
+                self._disk.sync_directory(directory)
 
     def _touch(self, directory: str) -> None:
         """A name was made or removed there. Who made the directories above it may not have synced them."""

@@ -1,7 +1,8 @@
 """What undoing a transaction writes, and what copying a record does: found by looking, without writing.
 
 Owns the rules by which an object's earlier data becomes its data again. They are those of FileStorage's undo
-and restore, which a test compares; only conflicts are told instead of being resolved.
+and restore, which a test compares; only conflicts are told instead of being resolved, and blobs are not taken
+for each other because their records are equal.
 
     the object now                                what is written
     is as the undone transaction left it          its data from before that; it ceases to be if there was none

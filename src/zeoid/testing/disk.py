@@ -261,8 +261,10 @@ class FaultyDisk(Disk):
         """A file that another process made has been seen by no sync."""
         name = self._inside(path)
         if name is not None and name not in self._now.files and os.path.isfile(path):
+            content = Path(path).read_bytes()
             self._named(Naming(name, File()))
-            self._pending.append(Change(self._now.files[name], 0, Path(path).read_bytes()))
+            if content:
+                self._pending.append(Change(self._now.files[name], 0, content))
 
     def _make_durable(self, file: File | None) -> None:
         """A sync of it succeeded."""
