@@ -64,6 +64,12 @@ PACK_REPORT_RECORDS: Final = 100
 PACK_LAST_BYTES: Final = 64 * 1024
 #: … or in so many rounds. The last of it is copied while commits wait.
 PACK_ROUNDS: Final = 20
+#: Blobs that arrive are written in pieces of this size at least …
+BLOB_PIECE_BYTES: Final = 256 * 1024
+#: … and put on the disk in steps of this size, two of which may be under way.
+BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+#: No blob is taken that would leave less room on the disk: transactions need some.
+BLOB_FREE_BYTES: Final = 64 * 1024 * 1024
 #: Client-made ids of transactions remembered, committed ones and refused ones each, for `outcome`.
 OUTCOMES: Final = 10_000
 #: Rounds of client-side conflict resolution. A stock client that still has conflicts after its ninth vote

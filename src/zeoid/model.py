@@ -101,7 +101,24 @@ class Undo:
     transaction_id: bytes
 
 
-Operation = Store | Restore | Delete | CheckCurrent | Undo
+@dataclass(slots=True, eq=False)
+class StagedBlob:
+    """A file that will be a blob, and that nobody else has: whoever holds this owes a discard or a commit."""
+
+    #: Random, of sixteen bytes.
+    name: bytes
+    size_bytes: int
+
+
+@frozen
+class AttachBlob:
+    """The record of *oid* that the same transaction stores or restores has this blob. The last one counts."""
+
+    oid: bytes
+    blob: StagedBlob
+
+
+Operation = Store | Restore | AttachBlob | Delete | CheckCurrent | Undo
 
 
 @frozen

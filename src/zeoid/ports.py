@@ -4,9 +4,9 @@ Owns no behaviour. An adapter is named after what it adapts and lives in `engine
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from zeoid.model import Conflict, Operation, Revision, TransactionInfo, frozen
+from zeoid.model import Conflict, Operation, Revision, StagedBlob, TransactionInfo, frozen
 
 
 class Clock(Protocol):
@@ -29,6 +29,22 @@ class TransactionRecord(Protocol):
     extension: dict[str, Any]
 
     def __iter__(self) -> Iterator[Any]: ...
+
+
+class BlobWriter(Protocol):
+    """A blob that arrives. Its methods take long, and are called by one thread at a time.
+
+    Whoever has one owes `complete` or `abandon`, the latter also after an error.
+    """
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append *data*, which is not kept. OSError: the disk is full, or failed."""
+
+    def complete(self) -> StagedBlob:
+        """Its content is durable now, for a transaction to attach. OSError."""
+
+    def abandon(self) -> None:
+        """Give it up; without effect when it is complete."""
 
 
 class Engine(Protocol):
@@ -100,6 +116,21 @@ class Engine(Protocol):
     def last_invalidations(self, count: int) -> list[tuple[bytes, Sequence[bytes]]]:
         """(tid, oids) of up to *count* newest transactions, oldest first; may be empty."""
 
+    def stage_blob(self, size_bytes: int | None = None) -> BlobWriter:
+        """Begin to take a blob, *size_bytes* long if that is known. OSError: there is no room for it.
+
+        Here and below: Unsupported if the storage keeps no blobs."""
+
+    def take_shared_blob(self, oid: bytes, filename: str) -> StagedBlob:
+        """A file that a client left in the directory of the object's blobs, which it shares. StorageError if
+        there is no such file, or it is none that may be taken; OSError. Takes long."""
+
+    def discard_blobs(self, blobs: Sequence[StagedBlob]) -> None:
+        """Remove what no transaction will have; what isn't there any more doesn't matter. Takes long."""
+
+    def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
+        """The blob of the revision that transaction *serial* wrote. Once open it is there to be read."""
+
     def new_oids(self, count: int) -> list[bytes]:
         """Oids that were never handed out before."""
 
@@ -113,7 +144,10 @@ class Engine(Protocol):
     ) -> "Prepared":
         """Do everything that can fail. Afterwards `commit` or `abandon` follows, unless this raised or
         found conflicts; then nothing of the transaction is left. *tid* is given to exclusive engines that
-        are not shared."""
+        are not shared.
+
+        What was prepared owns the blobs that were attached. If this raised or found conflicts, they are the
+        caller's as before."""
 
     def commit(self, batch: "Sequence[Commit]") -> Sequence[bytes] | None:
         """Make prepared transactions durable, in the order of their tids. If this raises, the engine must
@@ -174,7 +208,7 @@ class PackProgress(Protocol):
 class Prepared:
     """What `Engine.prepare` found: conflicts to resolve, or what will be written. Engines add to it."""
 
-    __slots__ = ("conflicts", "oids", "resolved", "size_bytes")
+    __slots__ = ("blobs", "conflicts", "oids", "resolved", "size_bytes")
 
     def __init__(
         self,
@@ -191,6 +225,8 @@ class Prepared:
         self.resolved = resolved
         #: What it will take in the storage, approximately.
         self.size_bytes = size_bytes
+        #: What it has of blobs; if there is something, abandoning it takes long.
+        self.blobs: tuple[object, ...] = ()
 
 
 @frozen

@@ -10,7 +10,7 @@ from typing import Any
 
 from ZODB.utils import p64
 
-from zeoid.commit.actions import Action, Commit, Decide, Fail, Prepare, Reply, State, Transaction
+from zeoid.commit.actions import Action, Commit, Decide, Discard, Fail, Prepare, Reply, State, Transaction
 from zeoid.commit.transactions import Transactions
 from zeoid.model import NO_TID, CheckCurrent, Conflict, Operation, Store, TransactionInfo, Undo
 from zeoid.ports import Prepared
@@ -151,6 +151,8 @@ def brief(actions: Sequence[Action]) -> list[str]:
                 whom = " ".join(transaction.owner for transaction in batch)
             case Decide(asker, tid):
                 whom = f"{asker}: {'no' if tid is None else 'yes'}"
+            case Discard(blobs):
+                whom = " ".join(blob.name.decode() for blob in blobs)
             case _:
                 whom = action.transaction.owner
         words.append(f"{type(action).__name__} {whom}")

@@ -19,7 +19,9 @@ import ZODB.FileStorage
 import ZODB.fsIndex  # noqa: F401
 from zc.lockfile import LockFile
 
+from tests.engines.blobfiles import final_files, staged_files
 from tests.engines.datafiles import (
+    BLOB_RECORD,
     Database,
     in_stock_storage,
     number_of,
@@ -49,6 +51,7 @@ class Written:
     tid: bytes
     id: bytes
     records: dict[bytes, bytes | None]
+    blobs: dict[bytes, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,18 +68,32 @@ class Known:
     handed_out: set[bytes] = field(default_factory=set)
     #: Before this tid the history may be lost, but not the state at it.
     packed: bytes = tid(0)
+    #: What nothing refers to: a pack may have removed it.
+    garbage: set[bytes] = field(default_factory=set)
+    #: Where blobs are, if they are kept.
+    blob_dir: str = ""
 
 
 class Run:
     """An engine at work until the power is cut, and what its clients know then."""
 
-    def __init__(self, root: Path, patch: pytest.MonkeyPatch, stop_at: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        patch: pytest.MonkeyPatch,
+        stop_at: int | None = None,
+        *,
+        blob_dir: str = "",
+        disk: Callable[[Path], FaultyDisk] = FaultyDisk,
+    ) -> None:
         root.mkdir(exist_ok=True)
         self.path = root / "Data.fs"
-        self.disk = FaultyDisk(root)
+        self.blob_dir = root / blob_dir if blob_dir else None
+        self.disk = disk(root)
         self.disk.on_operation = self._begins
         self.stop_at = stop_at
-        self.known = Known()
+        self.known = Known(blob_dir=blob_dir)
+        self._blobs: dict[int, dict[bytes, bytes]] = {}
         self.was_cut = False
         #: What else is to be done as soon as an operation with this name, on a file that ends so, begins.
         self.meanwhile: dict[tuple[str, str], Callable[[], Any]] = {}
@@ -113,7 +130,7 @@ class Run:
     # What a script does ---------------------------------------------------------------------------
 
     def open(self) -> None:
-        self.database = Database(self.path, self.disk)
+        self.database = Database(self.path, self.disk, self.blob_dir)
         self.known.opened = self.known.opened or not self.was_cut
 
     def data(self, oid: bytes, at: bytes | None = None) -> bytes | None:
@@ -127,7 +144,8 @@ class Run:
         batch = []
         for offset, (prepared, records) in enumerate(given):
             self._ids += 1
-            batch.append((Written(tid(number + offset), b"id-%d" % self._ids, records), prepared))
+            blobs = self._blobs.pop(id(prepared), {})
+            batch.append((Written(tid(number + offset), b"id-%d" % self._ids, records, blobs), prepared))
         self.known.under_way = [written for written, _ in batch]
         self.database.engine.commit([Commit(each.tid, each.id, prepared) for each, prepared in batch])
         if not self.was_cut:
@@ -148,6 +166,31 @@ class Run:
         stores = [Store(oid, self.database.serial(oid), data or b"") for oid, data in records.items()]
         return self.prepare(*stores), records
 
+    def prepare_blobs(
+        self, *oids: bytes, other: bytes = b"", size: int = 20
+    ) -> tuple[Prepared, dict[bytes, bytes | None]]:
+        """Each of these objects gets a new blob; *other* a record of this size."""
+        blobs: dict[bytes, bytes] = {}
+        for oid in oids:
+            self._ids += 1
+            blobs[oid] = b"blob %d" % self._ids
+        operations = self.database.blob_operations(*blobs.items())
+        records: dict[bytes, bytes | None] = dict.fromkeys(oids, BLOB_RECORD)
+        if other:
+            data = records[other] = record(b"%d".ljust(size, b"."))
+            operations.append(Store(other, self.database.serial(other), data))
+        prepared = self.prepare(*operations)
+        self._blobs[id(prepared)] = blobs
+        return prepared, records
+
+    def store_blobs(self, *oids: bytes, other: bytes = b"", size: int = 20) -> bytes:
+        return self.commit(self.prepare_blobs(*oids, other=other, size=size))
+
+    def blob(self, oid: bytes, at: bytes) -> bytes | None:
+        """What the blob was when the transaction *at* had been committed."""
+        wrote = (each for each in reversed(self.known.acknowledged) if oid in each.records)
+        return next((each.blobs.get(oid) for each in wrote if each.tid <= at), None)
+
     def store(self, *oids: bytes, size: int = 20, refers: Sequence[bytes] = ()) -> bytes:
         return self.commit(self.prepare_stores(*oids, size=size, refers=refers))
 
@@ -155,7 +198,10 @@ class Run:
         """Undo the newest transaction that wrote these objects."""
         (written,) = (each for each in self.known.acknowledged if each.tid == undone)
         records = {oid: self.data(oid, tid(number_of(undone) - 1)) for oid in written.records}
-        return self.prepare(Undo(encodebytes(undone).rstrip())), records
+        prepared = self.prepare(Undo(encodebytes(undone).rstrip()))
+        before = ((oid, self.blob(oid, tid(number_of(undone) - 1))) for oid in written.records)
+        self._blobs[id(prepared)] = {oid: content for oid, content in before if content is not None}
+        return prepared, records
 
     def delete(self, oid: bytes) -> bytes:
         return self.commit((self.prepare(Delete(oid, self.database.serial(oid))), {oid: None}))
@@ -214,8 +260,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def check(known: Known, state: Path) -> bool:
     """What was acknowledged is in *state*, and it can be gone on with. Whether a batch under way is there."""
     path = state / "Data.fs"
+    blob_dir = state / known.blob_dir if known.blob_dir else None
     try:
-        database = Database(path)
+        database = Database(path, blob_dir=blob_dir)
     except ConfigurationError:
         if known.opened or path.stat().st_size > 4:
             raise
@@ -224,11 +271,13 @@ def check(known: Known, state: Path) -> bool:
         there = check_transactions(known, database)
         check_objects(known, database, there)
         check_the_rest(known, database, there)
+        if blob_dir is not None:
+            check_blobs(known, database, there, blob_dir)
         database.store(max(known.oids, default=tid(0)))
         told = database.told()
     finally:
         database.close()
-    assert in_stock_storage(path) == told
+    assert in_stock_storage(path, blob_dir) == told
     return there
 
 
@@ -252,8 +301,34 @@ def check_objects(known: Known, database: Database, there: bool) -> None:
     now: dict[bytes, bytes | None] = {}
     for written in certain(known, there):
         now.update(written.records)
-    for oid in known.oids:
+    for oid in known.oids - known.garbage:
         assert database.data(oid) == now.get(oid), oid
+
+
+def blobs_of(known: Known, committed: Sequence[Written]) -> tuple[dict[tuple[bytes, bytes], bytes], set[Any]]:
+    """All blobs of these transactions, by object and tid, and which of them no pack may have removed."""
+    blobs = {(oid, each.tid): content for each in committed for oid, content in each.blobs.items()}
+    at_pack = {oid: at for oid, at in sorted(blobs) if at <= known.packed}
+    kept = {(oid, at) for oid, at in blobs if at > known.packed or at_pack[oid] == at}
+    return blobs, {(oid, at) for oid, at in kept if oid not in known.garbage}
+
+
+def check_blobs(known: Known, database: Database, there: bool, blob_dir: Path) -> None:
+    """Each is whole, or absent with its transaction, and nothing is left over."""
+    blobs, kept = blobs_of(known, certain(known, there))
+    found = {
+        (oid, each.tid): content
+        for each in [*known.acknowledged, *known.under_way]
+        for oid in known.oids
+        if (content := database.blob(oid, each.tid)) is not None
+    }
+    assert kept <= set(found)
+    assert found == {key: blobs[key] for key in found}
+    for oid, at in found:
+        assert database.engine.load_serial(oid, at) == BLOB_RECORD
+    assert len(final_files(blob_dir)) == len(found)
+    assert staged_files(blob_dir) == []
+    assert not (blob_dir / ".removed").exists()
 
 
 def check_the_rest(known: Known, database: Database, there: bool) -> None:
@@ -266,13 +341,30 @@ def check_the_rest(known: Known, database: Database, there: bool) -> None:
     assert not taken.intersection(database.engine.new_oids(30))
 
 
-def interrupted_openings(state: Path) -> Iterator[Run]:
+def copied_with_links(state: Path, copy: Path) -> None:
+    """Names of one file stay names of one file."""
+    known: dict[int, str] = {}
+
+    def take(source: str, target: str) -> None:
+        first = known.setdefault(os.stat(source).st_ino, target)
+        if first is target:
+            shutil.copy2(source, target)
+        else:
+            os.link(first, target)
+
+    shutil.copytree(state, copy, copy_function=take)
+
+
+def interrupted_openings(state: Path, blob_dir: str = "") -> Iterator[Run]:
     """The power is cut once more at each operation of opening and closing what is in *state*."""
     for stop_at in itertools.count():
         copy = state.parent / f"{state.name}-{stop_at}"
-        shutil.copytree(state, copy)
+        copied_with_links(state, copy)
         try:
-            with pytest.MonkeyPatch.context() as patch, Run(copy, patch, stop_at) as again:
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                Run(copy, patch, stop_at, blob_dir=blob_dir) as again,
+            ):
                 if again.carry_out(open_and_close):
                     return
             yield again

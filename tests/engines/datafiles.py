@@ -21,11 +21,13 @@ from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.journal import Contents, Journal
 from zeoid.engines.opening import open_filestorage
 from zeoid.engines.recovery import journal_directory
-from zeoid.model import MAX_TID, NO_TID, Operation, Store, TransactionInfo
+from zeoid.model import MAX_TID, NO_TID, AttachBlob, Operation, StagedBlob, Store, TransactionInfo
 from zeoid.ports import Commit, Prepared, TransactionRecord
 
 INFO = TransactionInfo(b"", b"", {})
 ROOT, A, B, C, D = (p64(number) for number in range(5))
+#: The record of a blob: they are all the same.
+BLOB_RECORD = b"cZODB.blob\nBlob\n.N."
 #: Small, so that a few transactions fill one.
 SEGMENT_BYTES = 4096
 
@@ -49,8 +51,8 @@ def record(state: bytes, *references: bytes) -> bytes:
     return b"cpersistent\nPersistent\n.(" + referring + data + b"t."
 
 
-def open_engine(path: Path, disk: Disk | None = None) -> FileStorageEngine:
-    engine = open_filestorage(path, disk=disk or Quick())
+def open_engine(path: Path, disk: Disk | None = None, blob_dir: Path | None = None) -> FileStorageEngine:
+    engine = open_filestorage(path, blob_dir=blob_dir, disk=disk or Quick())
     assert isinstance(engine, FileStorageEngine)
     return engine
 
@@ -58,8 +60,9 @@ def open_engine(path: Path, disk: Disk | None = None) -> FileStorageEngine:
 class Database:
     """An engine, and the tids that it was given."""
 
-    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+    def __init__(self, path: Path, disk: Disk | None = None, blob_dir: Path | None = None) -> None:
         self.path = path
+        self.blob_dir = blob_dir
         self.disk = disk or Quick()
         self.is_open = False
         self.reopen()
@@ -112,6 +115,34 @@ class Database:
     def store(self, *oids: bytes, data: bytes = b"data", id: bytes = b"") -> bytes:
         return self.write(*(Store(oid, self.serial(oid), record(data)) for oid in oids), id=id)
 
+    def stage(self, content: bytes) -> StagedBlob:
+        file = self.engine.stage_blob()
+        try:
+            file.write(content)
+            return file.complete()
+        except OSError:
+            file.abandon()
+            raise
+
+    def blob_operations(self, *blobs: tuple[bytes, bytes]) -> list[Operation]:
+        """What stores these objects with these contents."""
+        operations: list[Operation] = []
+        for oid, content in blobs:
+            operations.append(Store(oid, self.serial(oid), BLOB_RECORD))
+            operations.append(AttachBlob(oid, self.stage(content)))
+        return operations
+
+    def store_blobs(self, *blobs: tuple[bytes, bytes], id: bytes = b"") -> bytes:
+        return self.write(*self.blob_operations(*blobs), id=id)
+
+    def blob(self, oid: bytes, at: bytes) -> bytes | None:
+        """The content of a blob, None if there is none."""
+        try:
+            with self.engine.open_blob(oid, at) as file:
+                return file.read()
+        except POSKeyError:
+            return None
+
     def pack(self, number: int) -> None:
         """Forget what is not needed to read the state at this tid and later."""
         self.engine.pack(TimeStamp(tid(number)).timeTime())
@@ -131,7 +162,7 @@ class Database:
         self.close()
 
     def reopen(self) -> None:
-        self.engine = open_engine(self.path, self.disk)
+        self.engine = open_engine(self.path, self.disk, self.blob_dir)
         self.is_open = True
 
     def restart(self) -> None:
@@ -144,8 +175,8 @@ def databases() -> Iterator[Callable[..., Database]]:
     """For fixtures: opens databases, and closes those that the test left open."""
     opened: list[Database] = []
 
-    def start(path: Path, disk: Disk | None = None) -> Database:
-        opened.append(Database(path, disk))
+    def start(path: Path, disk: Disk | None = None, blob_dir: Path | None = None) -> Database:
+        opened.append(Database(path, disk, blob_dir))
         return opened[-1]
 
     yield start
@@ -171,9 +202,9 @@ def in_file(path: Path) -> list[Told]:
         return told(transactions)
 
 
-def in_stock_storage(path: Path) -> list[Told]:
+def in_stock_storage(path: Path, blob_dir: Path | None = None) -> list[Told]:
     """What a stock FileStorage has of it: it is opened for writing, and its index must be that of a scan."""
-    storage = FileStorage(str(path))
+    storage = FileStorage(str(path), blob_dir=None if blob_dir is None else str(blob_dir))
     try:
         index = dict(storage._index.items())
         found = told(storage.iterator())

@@ -34,6 +34,8 @@ class Quick(Disk):
 
     def sync_directory(self, path: StrPath) -> None: ...
 
+    def sync_all(self, path: StrPath) -> None: ...
+
 
 def tid(number: int) -> bytes:
     return number.to_bytes(8, "big")

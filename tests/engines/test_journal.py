@@ -46,7 +46,7 @@ from zeoid.engines.journal import (
     Record,
     dump,
 )
-from zeoid.engines.journal_format import HEADER_BYTES, Header, framed, marker, payload_of
+from zeoid.engines.journal_format import HEADER_BYTES, VERSION, Header, framed, marker, payload_of
 from zeoid.engines.journal_reading import segment_path
 from zeoid.errors import ConfigurationError
 
@@ -501,7 +501,7 @@ def test_a_torn_beginning_excuses_nothing_in_the_segment_before(
 
 
 def newer_version(header: bytes) -> bytes:
-    fixed = header[:8] + (2).to_bytes(4, "big") + header[12:-4]
+    fixed = header[:8] + (VERSION + 1).to_bytes(4, "big") + header[12:-4]
     return fixed + zlib.crc32(fixed).to_bytes(4, "big")
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.engines.journals import (
     NAME,
+    SEGMENT_BYTES,
     START,
     Quick,
     base,
@@ -29,6 +30,7 @@ from zeoid.engines.journal import (
     Direct,
     Entry,
     Journal,
+    LoggedBlob,
     LoggedTransaction,
     OidMark,
     Place,
@@ -47,22 +49,26 @@ from zeoid.engines.journal_format import (
     record_at,
     records_after,
 )
+from zeoid.errors import ConfigurationError
 
-GOLDEN = Path(__file__).parent / "golden" / "journal-1"
+GOLDEN = Path(__file__).parent / "golden" / "journal-2"
+#: As it was before there were blobs.
+GOLDEN_1 = Path(__file__).parent / "golden" / "journal-1"
 
 names = st.binary(min_size=8, max_size=8)
 numbers = st.integers(0, 2**63)
 ids = st.binary(max_size=40)
 records = st.builds(Record, names, st.none() | st.binary(max_size=300), st.none() | names)
+blobs = st.lists(st.builds(LoggedBlob, names, st.binary(min_size=16, max_size=16)), max_size=3).map(tuple)
 transactions = st.builds(
     LoggedTransaction,
     names, ids, st.binary(max_size=20), st.binary(max_size=20), st.binary(max_size=20),
-    st.characters(codec="ascii"), st.lists(records, max_size=5).map(tuple),
+    st.characters(codec="ascii"), st.lists(records, max_size=5).map(tuple), blobs,
 )  # fmt: skip
 batches = st.builds(Batch, st.lists(transactions, max_size=4).map(tuple))
 bases = st.builds(Base, st.lists(st.builds(Place, numbers, names), min_size=1, max_size=3).map(tuple))
 marks = st.builds(OidMark, names)
-directs = st.builds(Direct, names, ids, numbers, numbers)
+directs = st.builds(Direct, names, ids, numbers, numbers, blobs)
 heads = st.builds(
     Head,
     st.lists(st.tuples(ids, names), max_size=5).map(tuple), names, names, names, numbers, bases,
@@ -172,8 +178,10 @@ def test_a_journal_tells_every_entry_after_the_newest_base(
 # What was written once -----------------------------------------------------------------------------------
 
 
-def golden_entries() -> list[tuple[Entry, ...]]:
+def golden_entries(version: int = 2) -> list[tuple[Entry, ...]]:
     """What is in the golden journal: every kind of entry, more than one segment, several in one append."""
+    blobs = tuple(LoggedBlob(bytes(7) + bytes([number]), bytes([number]) * 16) for number in (1, 3))
+    blobs = blobs if version > 1 else ()
     everything = LoggedTransaction(
         b"\x03\xf0\x00\x00\x00\x00\x00\x01", b"an id", "ä user".encode(), b"a description",
         b"\x80\x04}\x94.", "p",
@@ -182,6 +190,7 @@ def golden_entries() -> list[tuple[Entry, ...]]:
             Record(b"\0" * 7 + b"\2", None),
             Record(b"\0" * 7 + b"\3", b"as before", b"\x03\xef" + bytes(6)),
         ),
+        blobs,
     )  # fmt: skip
     return [
         (batch(1),),
@@ -190,7 +199,7 @@ def golden_entries() -> list[tuple[Entry, ...]]:
         (batch(2**62 + 1, size=1500),),
         (Base((Place(2**33, (2**62 + 1).to_bytes(8, "big")), Place(77, bytes(8)))),),
         (batch(2**62 + 2, 2**62 + 3),),
-        (Direct((2**62 + 4).to_bytes(8, "big"), b"large", 2**33, 2**31),),
+        (Direct((2**62 + 4).to_bytes(8, "big"), b"large", 2**33, 2**31, blobs),),
         (mark(2**40),),
     ]
 
@@ -211,9 +220,10 @@ def flat(appends: Iterable[tuple[Entry, ...]]) -> list[Entry]:
     return [entry for entries in appends for entry in entries]
 
 
-def test_the_first_version_is_read_for_ever() -> None:
-    assert told(read(GOLDEN)) == expected(flat(golden_entries()))
-    contents = read(GOLDEN)
+@pytest.mark.parametrize(("golden", "version"), [(GOLDEN_1, 1), (GOLDEN, 2)])
+def test_every_version_is_read_for_ever(golden: Path, version: int) -> None:
+    assert told(read(golden)) == expected(flat(golden_entries(version)))
+    contents = read(golden)
     assert contents is not None
     assert contents.name == NAME
     assert contents.tail is None
@@ -229,10 +239,11 @@ def test_it_is_written_byte_for_byte_as_it_was(tmp_path: Path) -> None:
     assert contents_of(tmp_path / "journal") == contents_of(GOLDEN)
 
 
-def test_it_can_be_gone_on_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("golden", [GOLDEN_1, GOLDEN])
+def test_it_can_be_gone_on_with(tmp_path: Path, golden: Path) -> None:
     directory = tmp_path / "journal"
     directory.mkdir()
-    for name, data in contents_of(GOLDEN).items():
+    for name, data in contents_of(golden).items():
         (directory / name).write_bytes(data)
     contents = Journal.read(directory, Quick())
     assert contents is not None
@@ -242,6 +253,56 @@ def test_it_can_be_gone_on_with(tmp_path: Path) -> None:
     after = Journal.read(directory, Quick())
     assert after is not None
     assert (after.base, after.entries[1:]) == (START, [])
+
+
+def test_nothing_is_added_to_a_segment_of_another_version(tmp_path: Path) -> None:
+    """A Zeoid that knows that one only shall say that a newer one was here, not that there is damage."""
+    directory = tmp_path / "journal"
+    directory.mkdir()
+    for name, data in contents_of(GOLDEN_1).items():
+        (directory / name).write_bytes(data)
+    contents = Journal.read(directory, Quick())
+    assert contents is not None
+    journal = Journal.open(directory, Quick(), contents, segment_bytes=SEGMENT_BYTES)
+    journal.reserve(100)
+    journal.append(batch(2**62 + 5))
+    journal.append(batch(2**62 + 6))
+    journal.close()
+    versions = {}
+    for path in directory.glob("*.log"):
+        header = header_of(path.read_bytes(), int(path.stem))
+        versions[int(path.stem)] = header and header.version
+    assert versions == {2: 1, 3: 1, 4: 2}
+    assert contents_of(directory)[f"{3:016}.log"] == contents_of(GOLDEN_1)[f"{3:016}.log"]
+    again = Journal.read(directory, Quick())
+    assert again is not None
+    assert again.entries == [*contents.entries, batch(2**62 + 5), batch(2**62 + 6)]
+    journal = Journal.open(directory, Quick(), again, segment_bytes=SEGMENT_BYTES)
+    journal.append(START)
+    journal.close()
+    assert Journal.read(directory, Quick()) is not None
+
+
+@pytest.mark.parametrize("version", [0, 3])
+def test_a_version_that_is_not_known_is_refused(version: int) -> None:
+    with pytest.raises(ConfigurationError, match="newer Zeoid"):
+        header_of(Header(NAME, 1, 1, version).encoded(), 1)
+
+
+@pytest.mark.parametrize("blob", [LoggedBlob(b"7 bytes", bytes(16)), LoggedBlob(bytes(8), bytes(15))])
+def test_a_blob_that_could_not_be_read_again_is_refused(blob: LoggedBlob) -> None:
+    for entry in (
+        Direct(bytes(8), b"", 0, 0, (blob,)),
+        Batch((LoggedTransaction(bytes(8), b"", b"", b"", b"", " ", (), (blob,)),)),
+    ):
+        with pytest.raises(ValueError, match="bytes"):
+            payload_of(entry)
+    for payload in (
+        ["direct", bytes(8), b"", 0, 0, [[blob.oid, blob.name]]],
+        ["batch", [[bytes(8), b"", b"", b"", b"", " ", [], [[blob.oid, blob.name]]]]],
+    ):
+        with pytest.raises(Malformed):
+            entry_of(msgpack.packb(payload))
 
 
 @pytest.mark.parametrize("number", [-1, 2**64])

@@ -98,7 +98,8 @@ def test_a_conflict_of_another_object_does_not_lose_the_blob(
     server = peers.server("stock", blobs="bushy", client_conflict_resolution=True)
     one = peers.client("zeoid", server.address, blob_dir=peers.folder())
     store(one, {"blob": b"first"})
-    two = peers.client("zeoid", server.address, blob_dir=peers.folder())  # later, so that it has the blob in view
+    # Connected later, so that it has the blob in view.
+    two = peers.client("zeoid", server.address, blob_dir=peers.folder())
     managers = [transaction.TransactionManager() for _ in range(2)]
     roots = [ZODB.DB(each).open(manager).root() for each, manager in zip((one, two), managers, strict=True)]
     for root in roots:

@@ -474,3 +474,208 @@ def test_other_files_are_opened_as_ever(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_bytes() == (tmp_path / "another").read_bytes() == A
     assert disk.operations == 0
     assert states(disk) == [{}]
+
+
+# Links, directories, whole file systems ----------------------------------------------------------------
+
+
+def test_a_link_is_one_more_name_of_a_file(root: Path) -> None:
+    disk = FaultyDisk(root)
+    put(disk, root / "a", (0, A), sync=True)
+    disk.sync_directory(root)
+    disk.link(root / "a", root / "b")
+    assert states(disk) == [{"a": A}, {"a": A, "b": A}]
+    disk.unlink(root / "a")
+    assert {"b": A} in states(disk)
+    assert {} in states(disk)  # the removal reached the disk, and the new name did not
+    disk.sync_directory(root)
+    assert states(disk) == [{"b": A}]
+    with pytest.raises(FileExistsError):
+        disk.link(root / "b", root / "b")
+
+
+def test_a_link_is_durable_with_the_directory_that_it_is_in(root: Path) -> None:
+    disk = FaultyDisk(root)
+    for name in ("x", "y"):
+        disk.mkdir(root / name)
+    disk.sync_directory(root)
+    put(disk, root / "x" / "a", (0, A), sync=True)
+    disk.link(root / "x" / "a", root / "y" / "b")
+    disk.sync_directory(root / "y")
+    assert {"x": None, "y": None, "y/b": A} in states(disk)
+    assert all(state.get("y/b") == A for state in states(disk))
+
+
+def test_what_a_power_cut_leaves_of_two_names_is_one_file(root: Path) -> None:
+    disk = FaultyDisk(root)
+    put(disk, root / "a", (0, A), sync=True)
+    disk.link(root / "a", root / "b")
+    disk.sync_directory(root)
+    (state,) = disk.crash_states(1)
+    again = FaultyDisk(root)  # finds both names, too
+    put(again, root / "a", (0, B))
+    assert os.path.samefile(root / "a", root / "b")
+    assert {"a": B, "b": B} in states(again)
+    assert {"a": B, "b": A} not in states(again)
+    assert not state.exists()
+
+
+def test_the_names_in_a_crash_state_are_links(root: Path) -> None:
+    disk = FaultyDisk(root)
+    put(disk, root / "a", (0, A), sync=True)
+    disk.link(root / "a", root / "b")
+    disk.sync_directory(root)
+    for state in disk.crash_states(1):
+        assert os.path.samefile(state / "a", state / "b")
+
+
+def test_of_two_names_of_a_file_a_rename_removes_none(root: Path) -> None:
+    disk = FaultyDisk(root)
+    put(disk, root / "a", (0, A), sync=True)
+    disk.link(root / "a", root / "b")
+    disk.sync_directory(root)
+    disk.rename(root / "a", root / "b")
+    assert states(disk) == [{"a": A, "b": A}] == [tree(root)]
+
+
+def test_a_removed_folder_may_be_back_with_what_was_in_it(root: Path) -> None:
+    disk = FaultyDisk(root)
+    disk.mkdir(root / "folder")
+    put(disk, root / "folder" / "old", (0, A), sync=True)
+    disk.sync_directory(root)
+    disk.sync_directory(root / "folder")
+    disk.unlink(root / "folder" / "old")
+    with pytest.raises(OSError, match="not empty"):
+        disk.rmdir(root)
+    disk.rmdir(root / "folder")
+    assert {"folder": None, "folder/old": A} in states(disk)
+    disk.mkdir(root / "folder")
+    put(disk, root / "folder" / "new", (0, B), sync=True)
+    disk.sync_directory(root / "folder")
+    disk.sync_directory(root)
+    assert states(disk) == [{"folder": None, "folder/new": B}]
+
+
+def test_a_name_in_a_new_folder_is_not_taken_along_with_the_old_one(root: Path) -> None:
+    disk = FaultyDisk(root)
+    disk.mkdir(root / "folder")
+    put(disk, root / "folder" / "name", (0, A), sync=True)
+    disk.sync_directory(root / "folder")
+    disk.unlink(root / "folder" / "name")
+    disk.rmdir(root / "folder")
+    disk.mkdir(root / "folder")
+    put(disk, root / "folder" / "name", (0, B), sync=True)
+    disk.sync_directory(root / "folder")
+    disk.sync_directory(root)
+    assert states(disk) == [{"folder": None, "folder/name": B}]
+
+
+def test_a_whole_file_system_is_synced_at_once(root: Path) -> None:
+    disk = FaultyDisk(root)
+    disk.mkdir(root / "folder")
+    put(disk, root / "folder" / "a", (0, A))
+    disk.link(root / "folder" / "a", root / "b")
+    disk.unlink(root / "folder" / "a")
+    disk.sync_all(root)
+    assert states(disk) == [{"folder": None, "b": A}]
+    put(disk, root / "b", (0, B))
+    disk.fail_at(1, OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match="broken"):
+        disk.sync_all(root)
+    disk.sync_all(root)
+    assert set(contents(disk, "b")) > {A, B}
+
+
+def test_a_file_of_another_process_is_not_durable_when_it_is_taken(root: Path) -> None:
+    disk = FaultyDisk(root)
+    (root / "theirs").write_bytes(A)
+    disk.rename(root / "theirs", root / "ours")
+    assert {b"", A, None} <= set(contents(disk, "ours"))
+    fd = disk.open(root / "ours", read_only=True)
+    disk.sync(fd)
+    disk.close(fd)
+    disk.sync_directory(root)
+    assert states(disk) == [{"ours": A}]
+
+
+def test_writing_back_makes_nothing_durable(root: Path) -> None:
+    disk = FaultyDisk(root)
+    told: list[str] = []
+    disk.on_operation = lambda name, path: told.append(name)
+    fd = disk.open(root / "file", create=True)
+    disk.sync_directory(root)
+    disk.pwrite(fd, A, 0)
+    disk.start_writeback(fd, 0, 1024)
+    disk.wait_for_writeback(fd, 0, 1024)
+    assert {b"", A} < set(contents(disk))
+    disk.fail_at(1, OSError(errno.EIO, "broken"))
+    with pytest.raises(OSError, match="broken"):
+        disk.wait_for_writeback(fd, 0, 1024)
+    disk.close(fd)
+    assert told[-3:] == ["start_writeback", "wait_for_writeback", "wait_for_writeback"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems can't be told to")
+def test_the_real_disk_links_writes_back_and_syncs_everything(root: Path) -> None:
+    disk = Disk()
+    disk.mkdir(root / "folder", 0o700)
+    assert (root / "folder").stat().st_mode & 0o777 == 0o700
+    fd = disk.open(root / "folder" / "a", create=True)
+    disk.pwrite(fd, A, 0)
+    assert disk.start_writeback(fd, 0, 1024)
+    disk.wait_for_writeback(fd, 0, 1024)
+    disk.make_read_only(fd, 0o004)
+    assert disk.free_bytes(fd) > 0
+    disk.close(fd)
+    disk.link(root / "folder" / "a", root / "b")
+    assert os.path.samefile(root / "folder" / "a", root / "b")
+    assert (root / "b").stat().st_mode & 0o222 == 0
+    assert (root / "b").stat().st_mode & 0o004
+    disk.unlink(root / "folder" / "a")
+    disk.rmdir(root / "folder")
+    disk.sync_all(root)
+    assert tree(root) == {"b": A}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems can't be told to")
+def test_what_the_system_says_of_a_sync_of_everything_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    fd = disk.open(root / "file", create=True)
+    disk.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        disk.start_writeback(fd, 0, 10)
+    read, write = os.pipe()
+    assert not disk.start_writeback(write, 0, 10)  # no file that is written back
+    os.close(read)
+    os.close(write)
+    monkeypatch.setattr(real, "_function", lambda *names: None)
+    fd = disk.open(root / "file")
+    assert not disk.start_writeback(fd, 0, 10)
+    disk.wait_for_writeback(fd, 0, 10)
+    disk.close(fd)
+    synced: list[int] = []
+    monkeypatch.setattr(real.os, "sync", lambda: synced.append(1))
+    disk.sync_all(root)
+    assert synced == [1]
+
+
+def test_of_a_file_that_was_moved_each_directory_has_its_part(root: Path) -> None:
+    disk = FaultyDisk(root)
+    for name in ("x", "y"):
+        disk.mkdir(root / name)
+    put(disk, root / "x" / "a", (0, A), sync=True)
+    put(disk, root / "x" / "b", (0, B), sync=True)
+    for folder in (root, root / "x"):
+        disk.sync_directory(folder)
+    disk.rename(root / "x" / "a", root / "y" / "a")
+    disk.sync_directory(root / "y")
+    assert {tuple(path for path in state if path.endswith("a")) for state in states(disk)} == {
+        ("x/a", "y/a"), ("y/a",),
+    }  # fmt: skip
+    disk.rename(root / "x" / "b", root / "y" / "b")
+    disk.sync_directory(root / "x")
+    assert {tuple(path for path in state if path.endswith("b")) for state in states(disk)} == {(), ("y/b",)}
+    disk.sync_directory(root / "y")
+    assert states(disk) == [{"x": None, "y": None, "y/a": A, "y/b": B}]

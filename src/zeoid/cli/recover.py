@@ -17,9 +17,14 @@ SUMMARY = "write what a crash left in the journal to the data file"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="the data file, which no server may be using")
     parser.add_argument(
-        "--trust-data-file", action="store_true",
+        "--trust-data-file",
+        action="store_true",
         help="if data file and journal don't belong together (a back-up was restored): go on with the data "
         "file as it is, and move the journal away",
+    )
+    parser.add_argument(
+        "--blob-dir", metavar="DIRECTORY",
+        help="where its blobs are: needed if the journal has transactions with blobs",
     )  # fmt: skip
 
 
@@ -33,9 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
         if not disk.exists(path):
             raise ConfigurationError(f"{path} does not exist: put a data file there first")
         with locked(path):
-            aside = set_aside(os.path.abspath(path), disk, f"{datetime.now(UTC):aside-%Y%m%d-%H%M%S}")
+            suffix = f"{datetime.now(UTC):aside-%Y%m%d-%H%M%S}"
+            aside = set_aside(os.path.abspath(path), disk, suffix, arguments.blob_dir)
         print(f"{path}: there is no journal" if aside is None else f"the journal was moved to {aside}")
-    engine = open_filestorage(path)
+    blob_dir: str | None = arguments.blob_dir
+    if blob_dir is not None and not os.path.isdir(blob_dir):
+        raise ConfigurationError(f"the blob directory {blob_dir} does not exist")
+    engine = open_filestorage(path, blob_dir=blob_dir)
     try:
         tid = engine.checkpoint()
     finally:

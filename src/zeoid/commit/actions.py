@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from zeoid.commit.locks import Claim
-from zeoid.model import Conflict, Operation, Store, TransactionInfo, frozen
+from zeoid.model import Conflict, Operation, StagedBlob, Store, TransactionInfo, frozen
 from zeoid.ports import Prepared
 
 
@@ -36,6 +36,8 @@ class Transaction:
     operations: list[Operation] = field(default_factory=list)
     #: Whether an undo is among them.
     undoes: bool = False
+    #: What was staged for it and is nobody else's: see `blobs`.
+    blobs: list[StagedBlob] = field(default_factory=list)
     size_bytes: int = 0
     broken: Exception | None = None
     rounds: int = 0
@@ -73,6 +75,13 @@ class Abandon:
     """Have the engine forget what it prepared."""
 
     transaction: Transaction
+
+
+@frozen
+class Discard:
+    """Have the engine remove blobs that nothing came of."""
+
+    blobs: Sequence[StagedBlob]
 
 
 @frozen
@@ -129,4 +138,6 @@ class StartOver:
     tid: bytes
 
 
-Action = Prepare | Commit | Abandon | Publish | Reply | Fail | Expire | Decide | Announce | StartOver
+Action = (
+    Prepare | Commit | Abandon | Discard | Publish | Reply | Fail | Expire | Decide | Announce | StartOver
+)

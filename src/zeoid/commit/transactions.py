@@ -40,7 +40,7 @@ from typing import Any
 from ZODB.POSException import ConflictError, StorageError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.commit import batches, resolutions
+from zeoid.commit import batches, blobs, resolutions
 from zeoid.commit.actions import (
     Abandon,
     Action,
@@ -57,7 +57,17 @@ from zeoid.commit.actions import (
 from zeoid.commit.locks import Claim, Locks
 from zeoid.commit.outcomes import DecidedOutcomes
 from zeoid.commit.tids import next_tid
-from zeoid.model import CheckCurrent, Conflict, Operation, Restore, Store, TransactionInfo, Undo, tid_after
+from zeoid.model import (
+    AttachBlob,
+    CheckCurrent,
+    Conflict,
+    Operation,
+    Restore,
+    Store,
+    TransactionInfo,
+    Undo,
+    tid_after,
+)
 from zeoid.ports import Outcomes, Prepared
 
 #: What an operation takes in memory besides its data, so that many small ones count, too.
@@ -114,20 +124,23 @@ class Transactions:
     def operate(self, owner: Any, id: Hashable, *operations: Operation) -> None:
         """Gather operations. Whatever is wrong with them breaks the transaction.
 
-        StorageTransactionError when it belongs to none and the owner has too many.
+        StorageTransactionError when it belongs to none and the owner has too many; then blobs stay with it.
         """
         transaction = self._all.get((owner, id))
         if transaction is None:
             early = StorageTransactionError("an operation before tpc_begin")
-            self._add(Transaction(owner, id, _NOTHING, broken=early))
-        elif transaction.state is State.STORING:
-            if transaction.broken is None and self._has_room(transaction, operations):
+            transaction = Transaction(owner, id, _NOTHING, broken=early)
+            self._add(transaction)
+        elif transaction.state is State.STORING and transaction.broken is None:
+            if self._has_room(transaction, operations):
                 transaction.operations += operations
+            return
         elif transaction.state is State.RESOLVING:
             for operation in operations:
                 self._resolve(transaction, operation)
         elif transaction.broken is None:
             transaction.broken = StorageTransactionError("an operation after the vote")
+        blobs.note(transaction, operations)
 
     def break_(self, owner: Any, id: Hashable, problem: Exception) -> None:
         """An operation of this transaction could not even be understood.
@@ -233,6 +246,8 @@ class Transactions:
     ) -> list[Action]:
         """The engine has it prepared."""
         transaction.prepared = prepared
+        if transaction.blobs:
+            blobs.taken(transaction)
         if transaction.state is State.DOOMED:
             return [Abandon(transaction), *self._release(transaction, time_s)]
         transaction.state = State.PREPARED
@@ -353,6 +368,8 @@ class Transactions:
                     transaction.size_bytes += len(operation.data)
             elif isinstance(operation, Undo):
                 transaction.undoes = True
+            elif isinstance(operation, AttachBlob):
+                transaction.blobs.append(operation.blob)
         if transaction.size_bytes <= self._transaction_bytes:
             return True
         transaction.broken = StorageError(f"the transaction is larger than {self._transaction_bytes:,} bytes")
@@ -394,7 +411,7 @@ class Transactions:
                 problem = StorageError("a transaction can't be copied before later ones: its tid is too old")
             if problem is not None:
                 self._forget(transaction)
-                actions.append(Fail(transaction, problem))
+                actions += (Fail(transaction, problem), *blobs.left(transaction))
                 granted += self._locks.release(claim)
                 continue
             transaction.locked_at = time_s
@@ -412,10 +429,11 @@ class Transactions:
         return [Commit(batches.take(self._gathering, self.last_tid, time_s, gives_tids=self._shared))]
 
     def _release(self, transaction: Transaction, time_s: float) -> list[Action]:
-        """Give its locks, or its place in the queues, to others."""
+        """Give its locks, or its place in the queues, to others. Nothing will come of its blobs."""
         claim = transaction.claim
         granted = None if claim is None else self._locks.release(claim)
-        return self._granted(granted, time_s) if granted else []
+        actions = blobs.left(transaction) if transaction.blobs else []
+        return [*actions, *self._granted(granted, time_s)] if granted else actions
 
     def _end(self, transaction: Transaction, time_s: float) -> list[Action]:
         self._forget(transaction)

@@ -149,7 +149,11 @@ def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engi
         title = f"storage {name!r} of {path}"
         if type(section) is FileStorage and not section.config.create:
             file, read_only = Path(section.config.path), bool(section.config.read_only)
-            return lambda: open_storage(title, lambda: _open_section(section), file, read_only)
+            folder = section.config.blob_dir
+            blob_dir = None if folder is None else os.path.abspath(folder)
+            return lambda: open_storage(
+                title, lambda: _open_section(section), file, read_only, blob_dir=blob_dir
+            )
         return lambda: open_storage(title, section.open)
 
     return {name: opener(name, section) for name, section in zip(names, sections, strict=True)}

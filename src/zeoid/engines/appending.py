@@ -8,8 +8,13 @@
     a pack is about to replace the file   Base of either file   both synced before
     a pack has replaced the file          Base                  directory synced
 
+Blobs get their final names before the transaction is appended to the data file, so that who sees it finds
+them, or, with a very large one, before its Base. Before any Base these names are synced, after it the staged
+ones go.
+
 Owns the order of these writes, and the room that prepared transactions were promised in the data file. The
-journal's format is `journal`'s, the data file's `datafile`'s; opening after a crash is `recovery`'s business.
+journal's format is `journal`'s, the data file's `datafile`'s, the files of blobs are `blobs`'s; opening after
+a crash is `recovery`'s business.
 
 Invariants:
  1. What counts as committed is durable: in the journal, after the newest Base, or in the data file before it.
@@ -27,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zeoid import limits
+from zeoid.engines.blobs import BlobDirectory
 from zeoid.engines.datafile import lay_out, tid_that_ends_at
 from zeoid.engines.disk import Disk
 from zeoid.engines.journal import Base, Batch, Direct, Journal, LoggedTransaction, OidMark, Place
@@ -40,10 +46,13 @@ _PIECE_BYTES = 1024 * 1024
 class Appender:
     """Writes to one open FileStorage's data file, and to the journal beside it."""
 
-    def __init__(self, storage: Any, journal: Journal, disk: Disk) -> None:
+    def __init__(
+        self, storage: Any, journal: Journal, disk: Disk, blobs: BlobDirectory | None = None
+    ) -> None:
         self._storage = storage
         self.journal = journal
-        self._disk = disk
+        self.blobs = blobs
+        self.disk = disk
         self.data_file = DataFile(storage)
         self._room = threading.Lock()
         self._promised_bytes = 0
@@ -75,10 +84,10 @@ class Appender:
         file, position = self._storage._file, self._storage._pos
         end = wanted + limits.RESERVE_BYTES
         try:
-            self._disk.reserve(file.fileno(), position, end - position)
+            self.disk.reserve(file.fileno(), position, end - position)
         except OSError:
             end = wanted  # there may be room for this one, if not for more
-            self._disk.reserve(file.fileno(), position, end - position)
+            self.disk.reserve(file.fileno(), position, end - position)
         self._reserved = file, end
 
     def take_back(self, *sizes_bytes: int) -> None:
@@ -116,14 +125,23 @@ class Appender:
         tail = self._lay_out([transaction])
         place = Place(tail.end, transaction.tid)
         length = tail.end - tail.start
-        self.journal.append(Direct(transaction.tid, transaction.id, tail.start, length))
+        blobs = transaction.blobs
+        self.journal.append(Direct(transaction.tid, transaction.id, tail.start, length, blobs))
         self._write(tail)
-        self._disk.sync(self._storage._file.fileno())
+        self.disk.sync(self._storage._file.fileno())
+        if self.blobs is not None and blobs:
+            self.blobs.place(transaction.tid, blobs)
         self._state(place)
         self._reveal(tail)
 
-    def _append(self, transactions: Sequence[LoggedTransaction]) -> None:
+    def _append(self, transactions: Sequence[LoggedTransaction], *, again: bool = False) -> None:
+        """*again*: a crash may have come at any point of this before."""
         tail = self._lay_out(transactions)
+        if self.blobs is not None:
+            place = self.blobs.place_again if again else self.blobs.place
+            for transaction in transactions:
+                if transaction.blobs:
+                    place(transaction.tid, transaction.blobs)
         self._write(tail)
         self._reveal(tail)
 
@@ -145,10 +163,10 @@ class Appender:
         """Who reads the file meanwhile finds a last transaction longer than the file, and stops there."""
         file, position = self._storage._file.fileno(), tail.start
         if tail.end - position <= _PIECE_BYTES:
-            self._disk.pwrite(file, b"".join(tail.parts), position)
+            self.disk.pwrite(file, b"".join(tail.parts), position)
             return
         for piece in _pieces(tail.parts):
-            self._disk.pwrite(file, piece, position)
+            self.disk.pwrite(file, piece, position)
             position += len(piece)
 
     def _reveal(self, tail: "_Tail") -> None:
@@ -190,49 +208,61 @@ class Appender:
         # Most of the work is done while others commit; what they add meanwhile is little.
         with self._guarded():
             with self._storage._lock:  # a pack holds it while it replaces the file
-                file = self._disk.open(self._storage._file_name, create=False, read_only=False)
+                file = self.disk.open(self._storage._file_name, create=False, read_only=False)
             try:
-                self._disk.sync(file)
+                self.disk.sync(file)
             finally:
-                self._disk.close(file)
+                self.disk.close(file)
+            if self.blobs is not None:
+                self.blobs.sync_names()
         with self._writing():
-            return self._settle()
+            reached = self._settle()
+        if self.blobs is not None:
+            self.blobs.remove_settled()
+        return reached
 
     def _settle(self) -> bytes:
         """As `checkpoint`, holding the commit lock."""
-        self._disk.sync(self._storage._file.fileno())
+        self.disk.sync(self._storage._file.fileno())
         place = self._place()
         self._state(place)
         return place.tid
 
-    def _state(self, place: Place) -> None:
-        """Say that the data file is durable so far; under its name, too, if a pack has just replaced it."""
+    def _state(self, *places: Place, before: Sequence[OidMark] = ()) -> None:
+        """Say that the data file is durable so far; under its name, too, if a pack has just replaced it.
+
+        No Base is written anywhere else, so that none leaves a blob behind.
+        """
         if self._replaced:
-            self._disk.sync_directory(os.path.dirname(self._storage._file_name))
+            self.disk.sync_directory(os.path.dirname(self._storage._file_name))
             self._replaced = False
-        self.journal.append(Base((place,)))
+        if self.blobs is not None:
+            self.blobs.sync_names()
+        self.journal.append(*before, Base(places))
+        if self.blobs is not None:
+            self.blobs.settle()
 
     def _place(self) -> Place:
         storage = self._storage
-        return place_of(self._disk, storage._file.fileno(), storage._pos)
+        return place_of(self.disk, storage._file.fileno(), storage._pos)
 
     def sync_file(self, path: str) -> None:
         """Have a file durable that is not in use yet. If that fails, it is only that file that is spoilt."""
-        file = self._disk.open(path, create=False, read_only=False)
+        file = self.disk.open(path, create=False, read_only=False)
         try:
-            self._disk.sync(file)
+            self.disk.sync(file)
         finally:
-            self._disk.close(file)
+            self.disk.close(file)
 
     def discard(self, path: str) -> None:
         """Remove what a pack has made, if it has come so far, and if possible."""
         with contextlib.suppress(OSError):
-            if self._disk.exists(path):
-                self._disk.unlink(path)
+            if self.disk.exists(path):
+                self.disk.unlink(path)
 
     def settle_either(self, packed_path: str, length: int) -> None:
         """A pack has made *packed_path*, and will replace the data file by it. The commit lock is held."""
-        storage, disk = self._storage, self._disk
+        storage, disk = self._storage, self.disk
         with self._guarded():
             file = disk.open(packed_path, create=False, read_only=False)
             try:
@@ -246,19 +276,25 @@ class Appender:
                 disk.unlink(index)
             disk.sync_directory(os.path.dirname(packed_path))
             # The object with the highest oid may be gone after this, and its oid is not to be another's.
-            self.journal.append(OidMark(storage._oid), Base((self._place(), packed)))
+            self._state(self._place(), packed, before=[OidMark(storage._oid)])
             self._replaced = True
 
     def settle_packed(self) -> None:
         """The data file was replaced, unless there was nothing to pack."""
         with self._writing():
             self._settle()
+        if self.blobs is not None:
+            self.blobs.remove_settled()
 
-    def replay(self, transactions: Sequence[LoggedTransaction]) -> None:
-        """Write what the journal has and the data file has not, and settle."""
+    def replay(self, transactions: Sequence[LoggedTransaction], withdrawn: Sequence[Direct] = ()) -> None:
+        """Write what the journal has and the data file has not, take back blobs of what is not committed, and
+        settle."""
         with self._writing():
+            for direct in withdrawn:
+                if self.blobs is not None:
+                    self.blobs.withdraw(direct.tid, direct.blobs)
             for transaction in transactions:
-                self._append([transaction])
+                self._append([transaction], again=True)
                 self._storage.set_max_oid(max((each.oid for each in transaction.records), default=b""))
             self._settle()
 
@@ -273,7 +309,7 @@ class Appender:
         try:
             if not self.failure:
                 self.checkpoint()
-                self._disk.truncate(storage._file.fileno(), storage._pos)
+                self.disk.truncate(storage._file.fileno(), storage._pos)
         finally:
             self.journal.close()
 
@@ -281,7 +317,7 @@ class Appender:
         """Make durable the index that FileStorage wrote as it was closed: a part of one may look like one."""
         with contextlib.suppress(OSError):
             self.sync_file(f"{self._storage._file_name}.index")
-            self._disk.sync_directory(os.path.dirname(self._storage._file_name))
+            self.disk.sync_directory(os.path.dirname(self._storage._file_name))
 
     # ----------------------------------------------------------------------------------------------
 

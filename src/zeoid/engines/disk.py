@@ -4,18 +4,23 @@ Owns the calls to the system, so that tests can put a disk in their place that l
 fails (`zeoid.testing.disk`). Knows no format. Every method raises OSError as the system gives it.
 
 What durable means: bytes of a file once `sync` returned after they were written; that a name leads to a file
-once `sync_directory` returned after `open`, `rename` or `unlink`.
+or a directory once `sync_directory` returned after `open`, `rename`, `link`, `mkdir`, `unlink` or `rmdir`;
+all of it once `sync_all` returned.
 """
 
 import errno
 import functools
 import os
+import stat
 from collections.abc import Callable
+from typing import Any
 
 #: "Don't change the file's length", from linux/falloc.h.
 _KEEP_SIZE = 1
-#: What a file system says that can't reserve.
-_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS)
+#: "Begin to write", and "wait before and after", from linux/fs.h.
+_BEGIN, _BEGIN_AND_WAIT = 2, 7
+#: What a file system says that can't reserve, or can't write back a part of a file.
+_CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 
 #: A path, as the system takes one.
 StrPath = str | os.PathLike[str]
@@ -63,6 +68,10 @@ class Disk:
         """*target* is replaced if it exists."""
         os.replace(source, target)
 
+    def link(self, source: StrPath, target: StrPath) -> None:
+        """Give a file one more name, which nothing else may have."""
+        os.link(source, target)
+
     def unlink(self, path: StrPath) -> None:
         os.unlink(path)
 
@@ -72,8 +81,17 @@ class Disk:
     def listdir(self, path: StrPath) -> list[str]:
         return os.listdir(path)
 
-    def mkdir(self, path: StrPath) -> None:
-        os.mkdir(path)
+    def mkdir(self, path: StrPath, mode: int = 0o777) -> None:
+        os.mkdir(path, mode)
+
+    def rmdir(self, path: StrPath) -> None:
+        """It must be empty."""
+        os.rmdir(path)
+
+    def make_read_only(self, fd: int, readers: int) -> None:
+        """Nobody may write to the file; it may be read by those whose bits *readers* has, too."""
+        if hasattr(os, "fchmod"):  # Windows has it since Python 3.13 only
+            os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) & 0o555 | readers & 0o444)
 
     def sync_directory(self, path: StrPath) -> None:
         """Make durable which names the directory has, and which files they lead to."""
@@ -84,6 +102,34 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def sync_all(self, path: StrPath) -> None:
+        """Make durable all that was written and named on the file system that *path* is on."""
+        syncfs = _function("syncfs")
+        if syncfs is None:
+            getattr(os, "sync", int)()
+            return
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            _raise_unless_done(syncfs(fd))
+        finally:
+            os.close(fd)
+
+    def start_writeback(self, fd: int, start: int, length: int) -> bool:
+        """Have the system begin to write these bytes to the disk. Only a `sync` makes them durable, which has
+        less to do then. False: it can't be told to."""
+        return _write_back(fd, start, length, _BEGIN)
+
+    def wait_for_writeback(self, fd: int, start: int, length: int) -> None:
+        """Wait until it has, so that not too much is under way. An OSError is that of a failed `sync`."""
+        _write_back(fd, start, length, _BEGIN_AND_WAIT)
+
+    def free_bytes(self, fd: int) -> int:
+        """What a process without privileges may still take on the file's disk. Unknown counts as much."""
+        if not hasattr(os, "fstatvfs"):
+            return 1 << 62
+        system = os.fstatvfs(fd)
+        return system.f_bavail * system.f_frsize
 
     def reserve(self, fd: int, start: int, length: int) -> None:
         """See that the file system has room for the bytes from *start* to *start* + *length*.
@@ -98,8 +144,8 @@ class Disk:
         problem = fallocate(fd, _KEEP_SIZE, start, length) if fallocate else errno.ENOSYS
         while problem == errno.EINTR and fallocate:
             problem = fallocate(fd, _KEEP_SIZE, start, length)
-        if problem in _CANNOT_RESERVE:
-            problem = 0 if _free_bytes(fd) >= length else errno.ENOSPC
+        if problem in _CANNOT:
+            problem = 0 if self.free_bytes(fd) >= length else errno.ENOSPC
         if problem:
             raise OSError(problem, os.strerror(problem))
 
@@ -115,12 +161,39 @@ def _check_file_limit(size: int) -> None:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
-def _free_bytes(fd: int) -> int:
-    """What a process without privileges may still take. Unknown counts as much."""
-    if not hasattr(os, "fstatvfs"):
-        return 1 << 62
-    system = os.fstatvfs(fd)
-    return system.f_bavail * system.f_frsize
+def _write_back(fd: int, start: int, length: int, flags: int) -> bool:
+    sync_file_range = _function("sync_file_range")
+    if sync_file_range is None:
+        return False
+    import ctypes
+
+    done = sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(length), ctypes.c_uint(flags))
+    if done and ctypes.get_errno() in _CANNOT:
+        return False
+    _raise_unless_done(done)
+    return True
+
+
+def _raise_unless_done(result: int) -> None:
+    if result:
+        import ctypes
+
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@functools.cache
+def _function(*names: str) -> Any:
+    """The first of these functions that the system's library has, returning 0 or setting errno; else None."""
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):
+        return None
+    function = next((found for name in names if (found := getattr(library, name, None))), None)
+    if function is not None:
+        function.restype = ctypes.c_int
+    return function
 
 
 @functools.cache
@@ -128,14 +201,11 @@ def _fallocate() -> _Fallocate | None:
     """The system's fallocate, returning an error number or 0; None where there is none."""
     import ctypes
 
-    try:
-        library = ctypes.CDLL(None, use_errno=True)
-        # By this name its offsets have 64 bits everywhere; a library without it has 64 bits by the other.
-        function = getattr(library, "fallocate64", None) or library.fallocate
-    except (OSError, TypeError, AttributeError):
+    # By the first name its offsets have 64 bits everywhere; a library without it has 64 bits by the other.
+    function = _function("fallocate64", "fallocate")
+    if function is None:
         return None
     function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    function.restype = ctypes.c_int
 
     def fallocate(fd: int, mode: int, start: int, length: int) -> int:
         return ctypes.get_errno() if function(fd, mode, start, length) else 0

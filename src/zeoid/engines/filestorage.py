@@ -11,48 +11,39 @@ the first six bytes of an oid, and in it one for the last two, and its own `get`
 record), and what a transaction writes. Of FileStorage's own ways to change the file only the pack is left.
 """
 
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
+from ZODB.blob import is_blob_record
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage.FileStorage import FileStorage, FileStorageQuotaError
 from ZODB.FileStorage.format import CorruptedError
 from ZODB.POSException import (
-    ConflictError,
     MultipleUndoErrors,
     POSKeyError,
-    ReadConflictError,
     ReadOnlyError,
     StorageError,
     UndoError,
+    Unsupported,
 )
 from ZODB.utils import p64, u64
 
 from zeoid import limits
 from zeoid.engines.appending import Appender
+from zeoid.engines.blob_packing import remove_packed, sync_list
+from zeoid.engines.blobs import BlobDirectory
 from zeoid.engines.datafile import FIELD_LIMIT_BYTES, RECORD_HEADER, transaction_bytes
-from zeoid.engines.journal import LoggedTransaction, Record
+from zeoid.engines.journal import LoggedBlob, LoggedTransaction, Record
+from zeoid.engines.journal_format import BLOB_BYTES
 from zeoid.engines.packing import UNWATCHED, pack
-from zeoid.engines.resolving import Resolver
-from zeoid.engines.storage import StorageEngine, refuse_empty, undone_tid
-from zeoid.engines.undoing import Pending, restore, undo
-from zeoid.model import (
-    NO_TID,
-    CheckCurrent,
-    Conflict,
-    Delete,
-    Operation,
-    Restore,
-    Revision,
-    Store,
-    TransactionInfo,
-    Undo,
-)
-from zeoid.ports import Commit, Outcomes, PackProgress, Prepared, TransactionRecord
+from zeoid.engines.preparing import Writing
+from zeoid.engines.storage import StorageEngine
+from zeoid.model import NO_TID, Operation, Revision, StagedBlob, TransactionInfo
+from zeoid.ports import BlobWriter, Commit, Outcomes, PackProgress, Prepared, TransactionRecord
 
 log = logging.getLogger("zeoid.server")
 _HEADER_BYTES = RECORD_HEADER.size
@@ -82,6 +73,7 @@ class _Written(Prepared):
         meta_bytes = len(info.user) + len(info.description) + len(extension)
         size_bytes = transaction_bytes(meta_bytes, len(records), data_bytes)
         super().__init__((), list(records), resolved, size_bytes)
+        self.blobs: tuple[LoggedBlob, ...] = ()
 
 
 class FileStorageEngine(StorageEngine):
@@ -96,6 +88,7 @@ class FileStorageEngine(StorageEngine):
         outcomes: Outcomes,
         oid_mark: bytes,
         last_tid: bytes = NO_TID,
+        blobs: BlobDirectory | None = None,
     ) -> None:
         super().__init__(storage)
         self._lock = storage._lock
@@ -103,6 +96,7 @@ class FileStorageEngine(StorageEngine):
         self._file: Any = None
         self._number = -1
         self._appender = appender
+        self._blobs = blobs
         self._outcomes = outcomes
         self._last_tid = last_tid
         self._oids = threading.Lock()
@@ -115,6 +109,8 @@ class FileStorageEngine(StorageEngine):
         if appender is not None:
             storage.set_max_oid(self._oid_mark)
             storage.packer = self._pack_beside
+            if blobs is not None:
+                storage._remove_blob_files_tagged_for_removal_during_pack = self._remove_packed_blobs
             self._keeper = _Keeper(appender, self.name)
 
     # Reading --------------------------------------------------------------------------------------
@@ -199,15 +195,44 @@ class FileStorageEngine(StorageEngine):
             extension = TransactionMetaData(b"", b"", info.extension).extension_bytes
         if max(len(info.user), len(info.description), len(extension)) > FIELD_LIMIT_BYTES:
             raise _too_long(info, extension)
-        writing = _Writing(self, self._appender, self._resolver)
+        writing = Writing(self, self._appender.data_file, self._resolver)
         for position, operation in enumerate(operations):
             writing.apply(operation, position)
         if writing.conflicts:
             return Prepared(list(writing.conflicts.values()))
         prepared = _Written(info, extension, writing.records, list(writing.resolved))
         self._note_oids(prepared.oids)
-        self._promise(prepared.size_bytes)
+        if writing.attached or writing.superseded or writing.revived:
+            self._promise_with_blobs(prepared, writing)
+        else:
+            self._promise(prepared.size_bytes)
         return prepared
+
+    def _promise_with_blobs(self, prepared: _Written, writing: Writing) -> None:
+        """As `_promise`. If it raises, what the client staged is the transaction's as before."""
+        writing.check_blobs()
+        if self._blobs is None and not writing.attached and not writing.superseded:
+            self._promise(prepared.size_bytes)  # an undo, where no blobs are kept
+            return
+        blobs = self._kept_blobs()
+        given = [LoggedBlob(oid, blob.name) for oid, blob in writing.attached.items()]
+        made: list[LoggedBlob] = []
+        try:
+            for oid, tids in writing.revived.items():
+                blob = _staged_again(blobs, oid, tids, writing.records[oid].data)
+                if blob is not None:
+                    made.append(LoggedBlob(oid, blob.name))
+            prepared.blobs = (*given, *made)
+            prepared.size_bytes += BLOB_BYTES * len(prepared.blobs)
+            if prepared.blobs:
+                blobs.promise(prepared.blobs)
+            self._promise(prepared.size_bytes)
+        except BaseException as problem:
+            blobs.discard([blob.name for blob in made], [blob.oid for blob in (*given, *made)])
+            if isinstance(problem, OSError):
+                raise StorageError(f"a blob can't be stored: {problem.strerror or problem}") from None
+            raise
+        blobs.discard([blob.name for blob in writing.superseded])
 
     def _promise(self, size_bytes: int) -> None:
         assert self._appender is not None
@@ -231,7 +256,7 @@ class FileStorageEngine(StorageEngine):
             transactions.append(
                 LoggedTransaction(
                     one.tid, one.id, written.user, written.description, written.extension, written.status,
-                    written.records,
+                    written.records, written.blobs,
                 )
             )  # fmt: skip
         self._appender.commit(tuple(transactions), size_bytes)
@@ -241,7 +266,37 @@ class FileStorageEngine(StorageEngine):
 
     def abandon(self, prepared: Prepared) -> None:
         assert self._appender is not None
+        assert isinstance(prepared, _Written)
         self._appender.take_back(prepared.size_bytes)
+        if prepared.blobs:
+            self._kept_blobs().discard(
+                [blob.name for blob in prepared.blobs], [blob.oid for blob in prepared.blobs]
+            )
+
+    # Blobs ----------------------------------------------------------------------------------------
+
+    def _kept_blobs(self) -> BlobDirectory:
+        if self._blobs is None:
+            raise Unsupported(f"{self.name} has no directory for blobs")
+        return self._blobs
+
+    def stage_blob(self, size_bytes: int | None = None) -> BlobWriter:
+        if self._appender is None:
+            raise ReadOnlyError()
+        return self._kept_blobs().stage(size_bytes)
+
+    def take_shared_blob(self, oid: bytes, filename: str) -> StagedBlob:
+        if self._appender is None:
+            raise ReadOnlyError()
+        return self._kept_blobs().take_shared(oid, filename)
+
+    def discard_blobs(self, blobs: Sequence[StagedBlob]) -> None:
+        self._kept_blobs().discard([blob.name for blob in blobs])
+
+    def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
+        return self._kept_blobs().open(oid, serial)
+
+    # ----------------------------------------------------------------------------------------------
 
     def new_oids(self, count: int) -> list[bytes]:
         assert self._appender is not None
@@ -292,6 +347,8 @@ class FileStorageEngine(StorageEngine):
                 return None
             try:
                 progress.begin_replacing()
+                if self._blobs is not None:
+                    sync_list(self._blobs.path, appender.disk)
             except BaseException:
                 storage._commit_lock.release()
                 raise
@@ -305,6 +362,13 @@ class FileStorageEngine(StorageEngine):
             raise
         return packed
 
+    def _remove_packed_blobs(self) -> None:
+        """In the place of FileStorage's, which removes the directory of an object that was garbage with all
+        that is in it, whatever was committed meanwhile."""
+        assert self._appender is not None
+        self._appender.settle_packed()
+        remove_packed(self._kept_blobs(), self._storage, self._appender.disk)
+
     def close(self) -> None:
         try:
             if self._keeper is not None:
@@ -317,77 +381,23 @@ class FileStorageEngine(StorageEngine):
                 self._appender.sync_index()
 
 
+def _staged_again(
+    blobs: BlobDirectory, oid: bytes, tids: Sequence[bytes], data: bytes | None
+) -> StagedBlob | None:
+    """A blob as one of these revisions had it, for an undo; None if it is no blob's record."""
+    for tid in tids:
+        with contextlib.suppress(POSKeyError):
+            return blobs.stage_revision(oid, tid)
+    if not is_blob_record(data):
+        return None
+    problem = UndoError("the blob of the earlier revision is gone", oid)
+    raise MultipleUndoErrors([(oid, problem)])
+
+
 def _too_long(info: TransactionInfo, extension: bytes) -> StorageError:
     fields = ("user", info.user), ("description", info.description), ("extension", extension)
     name = next(name for name, field in fields if len(field) > FIELD_LIMIT_BYTES)
     return StorageError(f"the {name} of the transaction is longer than {FIELD_LIMIT_BYTES:,} bytes")
-
-
-class _Writing:
-    """The operations of one transaction, becoming what it writes."""
-
-    def __init__(self, engine: FileStorageEngine, appender: Appender, resolver: Resolver | None) -> None:
-        self._engine = engine
-        self._file = appender.data_file
-        self._resolver = resolver
-        self.records: dict[bytes, Record] = {}
-        #: Those whose data is another than the client knows.
-        self.resolved: dict[bytes, None] = {}
-        #: What the client must resolve, if anything: then nothing is written.
-        self.conflicts: dict[bytes, Conflict] = {}
-
-    def apply(self, operation: Operation, position: int) -> None:
-        match operation:
-            case Store():  # not taken apart by the pattern, which takes longer: most are stores
-                oid, serial, data = operation.oid, operation.serial, operation.data
-                refuse_empty(oid, data)
-                newest = self._engine.newest_tid(oid)
-                if newest is not None and newest != serial:
-                    self._meet(Conflict(oid, newest, serial, data, position=position))
-                else:
-                    self.conflicts.pop(oid, None)  # an undo's, which its client has resolved by this
-                    self.records[oid] = Record(oid, data)
-            case Restore(oid, restored, same_as):
-                refuse_empty(oid, restored)
-                self.records[oid] = Record(*restore(self._file, oid, restored, same_as, self._pending()))
-            case Delete(oid, serial):
-                current = self._engine.newest_tid(oid)
-                if current is None:
-                    raise POSKeyError(oid)
-                if current != serial:
-                    raise ConflictError(oid=oid, serials=(current, serial))
-                self.records[oid] = Record(oid, None, None)
-            case CheckCurrent(oid, serial):
-                current = self._engine.current_tid(oid)
-                if current != serial:
-                    raise ReadConflictError(oid=oid, serials=(current, serial))
-            case Undo(transaction_id):
-                self._undo(undone_tid(transaction_id), position)
-
-    def _undo(self, tid: bytes, position: int) -> None:
-        undone = undo(self._file, tid, self._pending(), self.conflicts)
-        for record in undone.records:
-            self.records[record[0]] = Record(*record)
-            self.resolved[record[0]] = None
-        for conflict in undone.conflicts:
-            self.resolved[conflict.oid] = None
-            try:
-                self._meet(replace(conflict, position=position))
-            except ConflictError:
-                problem = UndoError("Some data were modified by a later transaction", conflict.oid)
-                # As FileStorage says it: of all errors of an undo, stock clients know this one.
-                raise MultipleUndoErrors([(conflict.oid, problem)]) from None
-
-    def _meet(self, conflict: Conflict) -> None:
-        oid = conflict.oid
-        if self._resolver is None:
-            self.conflicts[oid] = conflict
-        else:
-            self.records[oid] = Record(oid, self._resolver.resolve(conflict), None)
-            self.resolved[oid] = None
-
-    def _pending(self) -> dict[bytes, Pending]:
-        return {oid: Pending(record.data, record.same_as) for oid, record in self.records.items()}
 
 
 class _Keeper:

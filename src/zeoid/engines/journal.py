@@ -25,12 +25,14 @@ from zeoid.engines.journal_format import (
     HEADER_BYTES,
     PAYLOAD_LIMIT_BYTES,
     RECORD_BYTES,
+    VERSION,
     Base,
     Batch,
     Direct,
     Entry,
     Head,
     Header,
+    LoggedBlob,
     LoggedTransaction,
     OidMark,
     Place,
@@ -53,8 +55,8 @@ from zeoid.engines.journal_reading import (
 from zeoid.errors import ConfigurationError
 
 __all__ = [
-    "Base", "Batch", "Contents", "Direct", "Entry", "Journal", "JournalDamaged", "LoggedTransaction",
-    "OidMark", "Place", "Record", "Tail", "dump",
+    "Base", "Batch", "Contents", "Direct", "Entry", "Journal", "JournalDamaged", "LoggedBlob",
+    "LoggedTransaction", "OidMark", "Place", "Record", "Tail", "dump",
 ]  # fmt: skip
 
 #: A segment while it is being made. What a crash leaves of it is removed.
@@ -102,7 +104,7 @@ class Journal:
         self._position = end.offset
         self._file = disk.open(segment_path(directory, end.segment))
         try:
-            self._enter(end.segment, disk.size(self._file))
+            self._enter(end.segment, disk.size(self._file) if end.version == VERSION else end.offset)
         except BaseException:
             disk.close(self._file)
             raise

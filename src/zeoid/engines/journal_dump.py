@@ -17,6 +17,7 @@ from zeoid.engines.journal_format import (
     Entry,
     Framed,
     Head,
+    LoggedTransaction,
     Malformed,
     OidMark,
     entry_of,
@@ -106,6 +107,7 @@ def _record(record: Framed) -> Iterator[str]:
                 f"{'':14}{_tid(transaction.tid)} id {transaction.id.hex() or 'none'} "
                 f"user {_text(transaction.user)} {_text(transaction.description)} "
                 f"status {transaction.status!r}: {len(transaction.records)} objects, {size:,} bytes"
+                f"{_blobs(transaction)}"
             )
 
 
@@ -119,13 +121,17 @@ def _described(entry: Entry | Head) -> str:
     if isinstance(entry, Direct):
         return (
             f"direct {_tid(entry.tid)} id {entry.id.hex() or 'none'}: "
-            f"{entry.length:,} bytes at byte {entry.position} of the data file"
+            f"{entry.length:,} bytes at byte {entry.position} of the data file{_blobs(entry)}"
         )
     return (
         f"head: {len(entry.outcomes)} outcomes after {_tid(entry.floor)}, oid mark {entry.oid_mark.hex()}, "
         f"last tid {_tid(entry.last_tid)}, {len(entry.undecided)} undecided, "
         f"base (record {entry.base_sequence}) {_places(entry.base)}"
     )
+
+
+def _blobs(owner: LoggedTransaction | Direct) -> str:
+    return f", {len(owner.blobs)} blobs" if owner.blobs else ""
 
 
 def _places(base: Base) -> str:

@@ -15,7 +15,8 @@ from zeoid.errors import ConfigurationError
 from zeoid.model import frozen
 
 MAGIC: Final = b"ZeoidLog"
-VERSION: Final = 1
+#: What is written. Segments of the first version are read, too: their transactions have no blobs.
+VERSION: Final = 2
 #: magic, version, name of the journal, number of the segment, sequence number of its first record
 _HEADER: Final = Struct(">8sI16sQQ")
 _CHECKSUM: Final = Struct(">I")
@@ -25,6 +26,9 @@ _PREFIX: Final = Struct(">4sIQI")
 #: What a record takes besides its payload.
 RECORD_BYTES: Final = _PREFIX.size + _CHECKSUM.size
 PAYLOAD_LIMIT_BYTES: Final = 2**32 - 1
+BLOB_NAME_BYTES: Final = 16
+#: What a blob takes in a record.
+BLOB_BYTES: Final = 1 + 2 + 8 + 2 + BLOB_NAME_BYTES
 
 # What is remembered ------------------------------------------------------------------------------------
 
@@ -39,9 +43,17 @@ class Record:
 
 
 @frozen
+class LoggedBlob:
+    """A transaction's record of *oid* has a blob, which is a file staged under *name* (16 bytes)."""
+
+    oid: bytes
+    name: bytes
+
+
+@frozen
 class LoggedTransaction:
     """One committed transaction. *id* was made by its client, and is empty if that made none; *extension* is
-    as the data file will hold it; *status* is one character."""
+    as the data file will hold it; *status* is one character; *blobs* are those of its records."""
 
     tid: bytes
     id: bytes
@@ -50,6 +62,7 @@ class LoggedTransaction:
     extension: bytes
     status: str
     records: tuple[Record, ...]
+    blobs: tuple[LoggedBlob, ...] = ()
 
 
 @frozen
@@ -95,6 +108,7 @@ class Direct:
     id: bytes
     position: int
     length: int
+    blobs: tuple[LoggedBlob, ...] = ()
 
 
 @frozen
@@ -167,7 +181,15 @@ def _packed_transaction(transaction: LoggedTransaction) -> list[Any]:
         transaction.extension,
         transaction.status,
         records,
+        _packed_blobs(transaction.blobs) if transaction.blobs else (),
     ]
+
+
+def _packed_blobs(blobs: tuple[LoggedBlob, ...]) -> list[tuple[bytes, bytes]]:
+    _check(*(blob.oid for blob in blobs))
+    if any(len(blob.name) != BLOB_NAME_BYTES for blob in blobs):
+        raise ValueError("names of staged blobs have 16 bytes")
+    return [(blob.oid, blob.name) for blob in blobs]
 
 
 def _packed_places(base: Base) -> list[tuple[int, bytes]]:
@@ -176,10 +198,10 @@ def _packed_places(base: Base) -> list[tuple[int, bytes]]:
     return [(place.length, place.tid) for place in base.places]
 
 
-def _packed_direct(direct: Direct) -> tuple[bytes, bytes, int, int]:
+def _packed_direct(direct: Direct) -> tuple[bytes, bytes, int, int, list[tuple[bytes, bytes]]]:
     _check(direct.tid)
     _check_numbers(direct.position, direct.length)
-    return direct.tid, direct.id, direct.position, direct.length
+    return direct.tid, direct.id, direct.position, direct.length, _packed_blobs(direct.blobs)
 
 
 def _check(*names: bytes) -> None:
@@ -210,7 +232,7 @@ def _batch(transactions: Any) -> Batch:
 
 
 def _transaction(
-    tid: Any, id: Any, user: Any, description: Any, extension: Any, status: Any, records: Any
+    tid: Any, id: Any, user: Any, description: Any, extension: Any, status: Any, records: Any, blobs: Any = ()
 ) -> LoggedTransaction:
     if not isinstance(status, str) or len(status) != 1:
         raise ValueError("a status is one character")
@@ -222,6 +244,7 @@ def _transaction(
         _bytes(extension),
         status,
         tuple(_record(*record) for record in records),
+        _blobs(blobs),
     )
 
 
@@ -231,14 +254,24 @@ def _record(oid: Any, data: Any, same_as: Any) -> Record:
     )
 
 
+def _blobs(blobs: Any) -> tuple[LoggedBlob, ...]:
+    return tuple(LoggedBlob(_name(oid), _staged(name)) for oid, name in blobs)
+
+
+def _staged(value: Any) -> bytes:
+    if len(_bytes(value)) != BLOB_NAME_BYTES:
+        raise ValueError("names of staged blobs have 16 bytes")
+    return value  # type: ignore[no-any-return]
+
+
 def _base(places: Any) -> Base:
     if not places:
         raise ValueError("a base without a place")
     return Base(tuple(Place(_number(length), _name(tid)) for length, tid in places))
 
 
-def _direct(tid: Any, id: Any, position: Any, length: Any) -> Direct:
-    return Direct(_name(tid), _bytes(id), _number(position), _number(length))
+def _direct(tid: Any, id: Any, position: Any, length: Any, blobs: Any = ()) -> Direct:
+    return Direct(_name(tid), _bytes(id), _number(position), _number(length), _blobs(blobs))
 
 
 def _head(
@@ -292,9 +325,10 @@ class Header:
     name: bytes
     segment: int
     first_sequence: int
+    version: int = VERSION
 
     def encoded(self) -> bytes:
-        fixed = _HEADER.pack(MAGIC, VERSION, self.name, self.segment, self.first_sequence)
+        fixed = _HEADER.pack(MAGIC, self.version, self.name, self.segment, self.first_sequence)
         return fixed + _CHECKSUM.pack(zlib.crc32(fixed))
 
 
@@ -309,12 +343,12 @@ def header_of(data: bytes, segment: int) -> Header | None:
     magic, version, name, number, first_sequence = _HEADER.unpack(fixed)
     if magic != MAGIC or number != segment:
         return None
-    if version != VERSION:
+    if not 0 < version <= VERSION:
         raise ConfigurationError(
             f"the commit journal was written by a newer Zeoid (format {version}, this one knows {VERSION}); "
             "run that one, or have it stop cleanly and move the journal away"
         )
-    return Header(name, number, first_sequence)
+    return Header(name, number, first_sequence, version)
 
 
 def marker(name: bytes, segment: int) -> bytes:

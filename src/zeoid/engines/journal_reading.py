@@ -13,6 +13,7 @@ from zeoid import limits
 from zeoid.engines.disk import Disk, StrPath
 from zeoid.engines.journal_format import (
     HEADER_BYTES,
+    VERSION,
     Base,
     Batch,
     Direct,
@@ -70,12 +71,14 @@ class Segment:
 
 @frozen
 class End:
-    """Where the next record goes, and its number. *last_append* is where the newest append begins."""
+    """Where the next record goes, and its number. *last_append* is where the newest append begins. Nothing is
+    added to a segment of another *version*."""
 
     segment: int
     offset: int
     sequence: int
     last_append: int
+    version: int = VERSION
 
 
 @frozen
@@ -334,6 +337,12 @@ def read(directory: StrPath, disk: Disk, remembered: int = limits.OUTCOMES) -> C
     )
 
 
+def name_in(directory: StrPath, disk: Disk) -> bytes | None:
+    """The name of the journal in *directory*, in whatever state it is; None if that isn't known."""
+    headers = Segments(directory, disk).headers
+    return headers[max(headers)].name if headers else None
+
+
 def _last(segments: Segments) -> tuple[Scan, Tail | None]:
     """The newest segment that has anything, and what an interrupted append left in it or in the next one."""
     if not segments.headers:
@@ -385,7 +394,7 @@ def _complete(segments: Segments, number: int, last: Scan) -> Scan:
 def _end(last: Scan) -> End:
     index = last.records[-1].append - last.header.first_sequence
     begins = last.records[index].offset if index > 0 else 0  # with the segment's header
-    return End(last.header.segment, last.end, last.end_sequence, begins)
+    return End(last.header.segment, last.end, last.end_sequence, begins, last.header.version)
 
 
 def _states(segments: Segments, start: int, last: int) -> list[Segment]:

@@ -15,6 +15,9 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSError
 
 from zeoid.engines.appending import Appender, place_of
+from zeoid.engines.blob_layout import SUFFIX, find_layout, make_layout
+from zeoid.engines.blob_packing import remove_packed
+from zeoid.engines.blobs import BlobDirectory
 from zeoid.engines.disk import Disk
 from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.journal import Base, Contents, Journal
@@ -33,14 +36,27 @@ from zeoid.ports import Outcomes
 
 
 def open_filestorage(
-    path: str | os.PathLike[str], *, read_only: bool = False, disk: Disk | None = None
+    path: str | os.PathLike[str],
+    *,
+    blob_dir: str | os.PathLike[str] | None = None,
+    read_only: bool = False,
+    disk: Disk | None = None,
 ) -> StorageEngine:
     """The engine on the data file *path*, which is made unless it exists or *read_only* is asked for.
 
-    ConfigurationError when the file can't be used, saying why.
+    *blob_dir* is the directory of its blobs, which is made, too. ConfigurationError when the file can't be
+    used, saying why.
     """
     file = Path(path)
-    return open_storage(str(file), lambda: open_data_file(file, read_only), file, read_only, disk or Disk())
+    folder = None if blob_dir is None else os.path.abspath(blob_dir)
+    return open_storage(
+        str(file),
+        lambda: open_data_file(file, read_only, folder),
+        file,
+        read_only,
+        disk or Disk(),
+        blob_dir=folder,
+    )
 
 
 def check_data_file(path: Path, read_only: bool) -> None:
@@ -68,12 +84,23 @@ def _refuse_interrupted_pack(path: Path) -> None:
             )
 
 
-def open_data_file(path: Path, read_only: bool, blob_directory: str | None = None) -> Any:
+def _refuse_lonely_blobs(data_file: Path, blob_dir: str) -> None:
+    """FileStorage would make a new database, and remove everything in the blob directory."""
+    for folder, _, names in os.walk(blob_dir):
+        found = next((name for name in names if name.endswith(SUFFIX)), None)
+        if found is not None:
+            raise ConfigurationError(
+                f"{data_file} does not exist, but {blob_dir} has blobs, such as {Path(folder, found)}: put "
+                "the data file back, or move the blobs away to begin a new database"
+            )
+
+
+def open_data_file(path: Path, read_only: bool, blob_dir: str | None = None) -> Any:
     """A FileStorage on *path*, which it makes unless *read_only*; if that fails, it leaves nothing open."""
     check_data_file(path, read_only)
     storage = FileStorage.__new__(FileStorage)
     try:
-        storage.__init__(str(path), read_only=read_only, blob_dir=blob_directory)
+        storage.__init__(str(path), read_only=read_only, blob_dir=blob_dir)
     except BaseException:
         # Its constructor leaves open, and locked, what it had opened before it failed.
         for name in ("_file", "_files", "_tfile", "_lock_file"):
@@ -99,7 +126,9 @@ def engine_of(storage: Any, disk: Disk | None = None) -> StorageEngine:
     path = storage._file_name
     if storage.isReadOnly():
         check_complete(path, disk)
-        return FileStorageEngine(storage, None, Outcomes(storage.lastTransaction() or NO_TID), storage._oid)
+        last_tid = storage.lastTransaction() or NO_TID
+        blobs = BlobDirectory(find_layout(storage.blob_dir, disk), disk, b"") if storage.blob_dir else None
+        return FileStorageEngine(storage, None, Outcomes(last_tid), storage._oid, blobs=blobs)
     return _continue(storage, Settled(check_belonging(path, disk)), disk)
 
 
@@ -129,13 +158,22 @@ def _continue(storage: Any, settled: Settled, disk: Disk) -> FileStorageEngine:
         journal = Journal.open(journal_directory(path), disk, contents)
         outcomes = Outcomes(max(contents.floor, _unknown_after(contents, last_tid)), contents.outcomes)
         oid_mark = contents.oid_mark
-    appender = Appender(storage, journal, disk)
     try:
-        appender.replay(settled.replay)
+        blobs = None
+        if storage.blob_dir:
+            known = contents is not None and last_tid <= contents.last_tid
+            blobs = BlobDirectory(find_layout(storage.blob_dir, disk), disk, journal.name)
+            blobs.begin(durable=known)
+        appender = Appender(storage, journal, disk, blobs)
+        appender.replay(settled.replay, settled.withdrawn)
+        if blobs is not None:
+            blobs.sweep()
+            remove_packed(blobs, storage, disk)
     except BaseException:
         journal.close()
         raise
-    return FileStorageEngine(storage, appender, outcomes, oid_mark, max(last_tid, journal.last_tid))
+    newest = max(last_tid, journal.last_tid)
+    return FileStorageEngine(storage, appender, outcomes, oid_mark, newest, blobs)
 
 
 def _unknown_after(contents: Contents, last_tid: bytes) -> bytes:
@@ -149,15 +187,22 @@ def open_storage(
     data_file: Path | None = None,
     read_only: bool = False,
     disk: Disk | None = None,
+    *,
+    blob_dir: str | None = None,
 ) -> StorageEngine:
     """The engine on the ZODB storage that *opener* opens; *name* says which in an error.
 
-    *data_file* is given where it is a FileStorage: its journal is read before it is opened.
+    *data_file*, and *blob_dir* if it has one, are given where it is a FileStorage: its journal is read before
+    it is opened, and a new directory gets its layout.
     """
     disk = disk or Disk()
     try:
         journalled = not read_only and hasattr(os, "pread")
-        settled = _settle(data_file, disk) if data_file is not None and journalled else None
+        settled = _settle(data_file, disk, blob_dir) if data_file is not None and journalled else None
+        if blob_dir is not None:
+            if data_file is not None and not data_file.exists():
+                _refuse_lonely_blobs(data_file, blob_dir)
+            (find_layout if read_only else make_layout)(blob_dir, disk)
         storage = opener()
         try:
             if settled is None or type(storage) is not FileStorage:
@@ -183,13 +228,13 @@ def open_storage(
     raise ConfigurationError(" ".join(why.split()))
 
 
-def _settle(data_file: Path, disk: Disk) -> Settled:
+def _settle(data_file: Path, disk: Disk, blob_dir: str | None) -> Settled:
     """Have data file and journal agree, while nobody else has the file open."""
     path = os.path.abspath(data_file)
     if not disk.exists(journal_directory(path)):
         return Settled(None)
     with locked(path):
-        return settle(path, disk)
+        return settle(path, disk, blob_dir)
 
 
 def _in_use(name: str) -> str:

@@ -26,7 +26,7 @@ Must not know clients: `commit.others` says what news means to them.
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import zope.interface
 from ZODB.Connection import TransactionMetaData
@@ -140,6 +140,10 @@ class PolledEngine(StorageEngine):
             return []
         with self._readers.one(self._newest) as reader:
             return list(reader.undoInfo(first, last, specification))
+
+    def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
+        with self._readers.one(self._newest) as reader:
+            return self._blob_files.open(oid, serial, reader)
 
     def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
         """An iterator may stay open for long, so it has an instance of its own."""

@@ -13,8 +13,17 @@
                                      there (a back-up was restored)
     damaged                          any                                    refused
 
-What is refused names the command that settles it. Owns the comparison of the two, and what is cut off:
-nothing is thrown away that could be of use, it goes to a file in the journal's directory.
+    a blob in the journal            its staged name, its final name        then
+    of a transaction after the Base  only the staged one                    the final one is made
+                                     both, of the same content              taken as it is
+                                     both, of another content, or neither   refused
+                                     only the final one                     taken as it is
+    of a very large one, undecided   any                                    both are removed
+    any of those                     the blob directory isn't given         refused
+
+What is refused names the command that settles it, and then nothing is changed. Owns the comparison of these,
+and what is cut off: nothing is thrown away that could be of use, it goes to a file in the journal's
+directory.
 """
 
 import logging
@@ -23,9 +32,12 @@ from collections.abc import Sequence
 
 from persistent.TimeStamp import TimeStamp
 
+from zeoid.engines.blob_layout import find_layout
+from zeoid.engines.blobs import BlobDirectory, set_staged_aside
 from zeoid.engines.datafile import LENGTH, RECORD_HEADER, TRANSACTION_HEADER, tid_that_ends_at
 from zeoid.engines.disk import Disk
 from zeoid.engines.journal import Batch, Contents, Direct, Journal, LoggedTransaction, Place
+from zeoid.engines.journal_reading import name_in
 from zeoid.errors import ConfigurationError
 from zeoid.model import NO_TID, frozen
 
@@ -46,12 +58,14 @@ class Settled:
     contents: Contents | None
     #: What must be written to the data file again.
     replay: tuple[LoggedTransaction, ...] = ()
+    #: Not committed, so that their blobs are to be taken back.
+    withdrawn: tuple[Direct, ...] = ()
 
 
-def settle(path: str, disk: Disk) -> Settled:
+def settle(path: str, disk: Disk, blob_dir: str | None = None) -> Settled:
     """Make the data file *path*, which nobody has open, one that can be opened and continued.
 
-    ConfigurationError when it and its journal don't belong together.
+    ConfigurationError when it, its journal and its blobs don't belong together.
     """
     contents = Journal.read(journal_directory(path), disk)
     if contents is None:
@@ -60,7 +74,7 @@ def settle(path: str, disk: Disk) -> Settled:
         _complete_pack(path, contents, disk)
     file = disk.open(path, create=False, read_only=False)
     try:
-        return _Comparison(path, contents, disk, file).settle()
+        return _Comparison(path, contents, disk, file, blob_dir).settle()
     finally:
         disk.close(file)
 
@@ -88,11 +102,14 @@ def check_belonging(path: str, disk: Disk) -> Contents | None:
     return contents
 
 
-def set_aside(path: str, disk: Disk, suffix: str) -> str | None:
-    """Move the journal of *path* out of the way; where it is now, None if there is none."""
+def set_aside(path: str, disk: Disk, suffix: str, blob_dir: str | None = None) -> str | None:
+    """Move the journal of *path* out of the way, with what was staged for it in *blob_dir*; where it is now,
+    None if there is none."""
     directory = journal_directory(path)
     if not disk.exists(directory):
         return None
+    if blob_dir is not None and (name := name_in(directory, disk)):
+        set_staged_aside(blob_dir, disk, name, suffix)
     aside = f"{directory}.{suffix}"
     disk.rename(directory, aside)
     disk.sync_directory(os.path.dirname(os.path.abspath(path)))
@@ -137,8 +154,11 @@ def _is_at(disk: Disk, file: int, place: Place) -> bool:
 class _Comparison:
     """A data file, and what its journal says of it."""
 
-    def __init__(self, path: str, contents: Contents, disk: Disk, file: int) -> None:
+    def __init__(
+        self, path: str, contents: Contents, disk: Disk, file: int, blob_dir: str | None = None
+    ) -> None:
         self._path = path
+        self._blob_dir = blob_dir
         self._contents = contents
         self._disk = disk
         self._file = file
@@ -150,12 +170,16 @@ class _Comparison:
         if place is None:
             raise self._foreign("is not the file that its journal was written for")
         missing = _transactions(contents)
-        direct = {entry.tid for entry in contents.entries if isinstance(entry, Direct)}
+        direct = [entry for entry in contents.entries if isinstance(entry, Direct)]
         if not missing and not direct:
             return Settled(contents)
-        ours, end = self._follow(place, missing, direct)
+        ours, end = self._follow(place, missing, {entry.tid for entry in direct})
         if not ours:
             raise self._foreign("was written to by another server after a crash")
+        withdrawn = [entry for entry in direct if entry.blobs]
+        with_blobs = [transaction for transaction in missing if transaction.blobs]
+        if with_blobs or withdrawn:
+            self._check_blobs(with_blobs)
         if self._size > place.length:
             self._cut(place.length, end)
         if missing:
@@ -163,7 +187,25 @@ class _Comparison:
                 "%s was not closed: %d transactions are written to it again from its journal",
                 self._path, len(missing),
             )  # fmt: skip
-        return Settled(contents, tuple(missing))
+        return Settled(contents, tuple(missing), tuple(withdrawn))
+
+    def _check_blobs(self, transactions: Sequence[LoggedTransaction]) -> None:
+        if self._blob_dir is None:
+            raise ConfigurationError(
+                f"{self._path} was not closed, and its journal has transactions with blobs: give the "
+                f"directory of its blobs, too (`zeoid recover --blob-dir DIRECTORY {self._path}`)"
+            )
+        layout = find_layout(self._blob_dir, self._disk)
+        blobs = BlobDirectory(layout, self._disk, self._contents.name)
+        for transaction in transactions:
+            missing = blobs.missing(transaction.tid, transaction.blobs)
+            if missing:
+                raise ConfigurationError(
+                    f"{self._path} was not closed, and a blob of transaction {_shown(transaction.tid)} is "
+                    f"not in {self._blob_dir}: {missing}. Is it the right directory? `zeoid recover "
+                    f"--trust-data-file {self._path}` goes on with the data file as it is, without "
+                    f"{len(_transactions(self._contents))} transactions that only the journal has"
+                )
 
     def _follow(
         self, place: Place, missing: Sequence[LoggedTransaction], direct: set[bytes]

@@ -19,7 +19,7 @@ One transaction is prepared at a time in all of them but the first. (`opening` s
 from base64 import decodebytes
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import zope.interface
 from ZODB.Connection import TransactionMetaData
@@ -37,19 +37,31 @@ from ZODB.utils import load_current
 
 from zeoid.engines.packing import UNWATCHED
 from zeoid.engines.resolving import Resolver
+from zeoid.engines.storage_blobs import StorageBlobs
 from zeoid.model import (
     NO_TID,
+    AttachBlob,
     CheckCurrent,
     Conflict,
     Delete,
     Operation,
     Restore,
     Revision,
+    StagedBlob,
     Store,
     TransactionInfo,
     Undo,
 )
-from zeoid.ports import Commit, News, Outcomes, PackProgress, PackStep, Prepared, TransactionRecord
+from zeoid.ports import (
+    BlobWriter,
+    Commit,
+    News,
+    Outcomes,
+    PackProgress,
+    PackStep,
+    Prepared,
+    TransactionRecord,
+)
 
 
 class StorageEngine:
@@ -62,6 +74,7 @@ class StorageEngine:
     def __init__(self, storage: Any, *, inline: bool = True) -> None:
         self.inline = inline
         self._storage: Any = storage
+        self._blob_files = StorageBlobs(storage)
         #: What is written to.
         self._writer: Any = storage
         self._resolver: Resolver | None = None
@@ -149,8 +162,14 @@ class StorageEngine:
             # A storage's lock may be held even if this fails, until the transaction is aborted.
             self._begin(meta, tid, info)
             writing = _Writing(writer, meta, tid, self.newest_tid, self._resolver)
-            for operation in operations:
-                writing.apply(operation)
+            operations = list(operations)
+            attached = {each.oid: each.blob for each in operations if isinstance(each, AttachBlob)}
+            # The storage is given blobs only when no conflict is left that can be found before.
+            if not attached or not writing.meets_conflicts(operations):
+                writing.blobs = {oid: self._blob_files.path(blob) for oid, blob in attached.items()}
+                for operation in operations:
+                    writing.apply(operation)
+                writing.check_blobs()
             if not writing.conflicts:
                 writing.vote()
             conflicts = list(writing.conflicts.values())
@@ -160,6 +179,8 @@ class StorageEngine:
         if conflicts:
             writer.tpc_abort(meta)
             return Prepared(conflicts)
+        if attached:  # the storage has those that count
+            self._blob_files.discard(each.blob for each in operations if isinstance(each, AttachBlob))
         return Voted(meta, list(writing.oids), list(writing.resolved), writing.writes)
 
     def _begin(self, meta: TransactionMetaData, tid: bytes | None, info: TransactionInfo) -> None:
@@ -193,6 +214,18 @@ class StorageEngine:
         if not self.can_cancel_pack:
             progress.report(PackStep("packing"))
         self._storage.pack(time, referencesf)
+
+    def stage_blob(self, size_bytes: int | None = None) -> BlobWriter:
+        return self._blob_files.stage(size_bytes)
+
+    def take_shared_blob(self, oid: bytes, filename: str) -> StagedBlob:
+        raise Unsupported(f"{self.name} shares no blob directory with clients")
+
+    def discard_blobs(self, blobs: Sequence[StagedBlob]) -> None:
+        self._blob_files.discard(blobs)
+
+    def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
+        return self._blob_files.open(oid, serial)
 
     def resolve_conflicts(self) -> None:
         self._resolver = Resolver(self.load_serial)
@@ -239,6 +272,25 @@ class _Writing:
         #: Those whose data is another than the client knows.
         self.resolved: dict[bytes, None] = {}
         self.conflicts: dict[bytes, Conflict] = {}
+        #: Files that the storage is still to be given with the records of these objects.
+        self.blobs: dict[bytes, str] = {}
+        self._has_taken_blobs = False
+
+    def meets_conflicts(self, operations: Iterable[Operation]) -> bool:
+        """Whether a store meets a newer revision, so that nothing is to be given to the storage."""
+        if self._resolver is None:
+            for operation in operations:
+                if isinstance(operation, Store):
+                    newest = self._newest_tid(operation.oid)
+                    if newest is not None and newest != operation.serial:
+                        conflict = Conflict(operation.oid, newest, operation.serial, operation.data)
+                        self.conflicts[operation.oid] = conflict
+        return bool(self.conflicts)
+
+    def check_blobs(self) -> None:
+        """StorageError if there is a blob without a record."""
+        for oid in self.blobs:
+            raise StorageError(f"there is a blob for object {oid.hex()}, but no record")
 
     def apply(self, operation: Operation) -> None:
         match operation:
@@ -249,16 +301,27 @@ class _Writing:
                 refuse_empty(oid, data)
                 if self._tid is None:
                     raise Unsupported("a record can only be restored in a transaction that brings its tid")
-                self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
+                path = self._blob_of(oid) if data is not None else None
+                if path is None:
+                    self._able("restore")(oid, self._tid, data, "", same_as, self._meta)
+                else:
+                    self._able("restoreBlob")(oid, self._tid, data, path, same_as, self._meta)
                 self.oids[oid] = None
             case Delete(oid, serial):
                 self._able("deleteObject")(oid, serial, self._meta)
                 self.oids[oid] = None
                 self._deleted += 1
+            case AttachBlob():
+                pass  # with its record
             case CheckCurrent(oid, serial):
                 self._storage.checkCurrentSerialInTransaction(oid, serial, self._meta)
             case Undo(transaction_id):
                 self._undo(transaction_id)
+
+    def _blob_of(self, oid: bytes) -> str | None:
+        path = self.blobs.pop(oid, None)
+        self._has_taken_blobs = self._has_taken_blobs or path is not None
+        return path
 
     def _able(self, name: str) -> Callable[..., Any]:
         method: Callable[..., Any] | None = getattr(self._storage, name, None)
@@ -286,8 +349,8 @@ class _Writing:
         except ReadConflictError:
             raise
         except ConflictError as conflict:
-            if not conflict.serials or conflict.oid not in self._stored:
-                raise
+            if self._has_taken_blobs or not conflict.serials or conflict.oid not in self._stored:
+                raise  # blobs that were taken are gone, so there is no next round
             committed, read = conflict.serials
             self.conflicts[conflict.oid] = Conflict(conflict.oid, committed, read, self._stored[conflict.oid])
 
@@ -302,11 +365,15 @@ class _Writing:
             serial, data = newest, self._resolver.resolve(conflict)
             self.resolved[oid] = None
         try:
-            self._storage.store(oid, serial, data, "", self._meta)
+            path = self._blob_of(oid)
+            if path is None:
+                self._storage.store(oid, serial, data, "", self._meta)
+            else:
+                self._storage.storeBlob(oid, serial, data, path, "", self._meta)
         except ReadConflictError:
             raise
         except ConflictError as conflict:
-            if not conflict.serials:
+            if self._has_taken_blobs or not conflict.serials:  # as at the vote
                 raise
             committed, read = conflict.serials
             self.conflicts[oid] = Conflict(oid, committed, read, data)

@@ -1,11 +1,12 @@
 """What undoing a transaction writes, and what copying a record does: found by looking, without writing.
 
 Owns the rules by which an object's earlier data becomes its data again. They are those of FileStorage's undo
-and restore, which a test compares; only conflicts are told instead of being resolved.
+and restore, which a test compares; only conflicts are told instead of being resolved, and blobs are not taken
+for each other because their records are equal.
 
     the object now                                what is written
     is as the undone transaction left it          its data from before that; it ceases to be if there was none
-    was written since, and holds the same data    the same
+    was written since, and holds the same data    the same (of a blob: is a reference to the same record)
     holds other data, and had some before         nothing yet: a Conflict, which its class may resolve
     holds other data, and had none before         UndoError
     is gone, or was gone then, by other records   UndoError
@@ -14,6 +15,7 @@ and restore, which a test compares; only conflicts are told instead of being res
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from ZODB.blob import is_blob_record
 from ZODB.POSException import MultipleUndoErrors, UndoError
 
 from zeoid.engines.records import DataFile, RecordHeader
@@ -122,7 +124,18 @@ def _holds_same(file: DataFile, newest: RecordHeader, pending: Pending | None, u
     then = file.data(undone)
     if now is None or then is None:
         raise UndoError("_loadBack() failed", undone.oid)
+    if now == then and is_blob_record(now):
+        # All records of blobs are the same, and what they are of is not.
+        return _source(file, newest, pending) == _source(file, undone, None)
     return now == then
+
+
+def _source(file: DataFile, header: RecordHeader, pending: Pending | None) -> RecordHeader | None:
+    """The record whose data, and blob, it has; None for one that is still to be written."""
+    if pending is None:
+        return file.source(header)
+    earlier = None if pending.same_as is None else file.revision(header.oid, pending.same_as)
+    return None if earlier is None else file.source(earlier)
 
 
 def restore(

@@ -24,6 +24,7 @@ from zeoid.commit.actions import (
     Announce,
     Commit,
     Decide,
+    Discard,
     Expire,
     Fail,
     Prepare,
@@ -176,7 +177,10 @@ class Hosted:
             case Abandon(transaction):
                 assert transaction.prepared is not None
                 abandoned = transaction.prepared
-                return self._engine_call(lambda: self.engine.abandon(abandoned), self._abandoned)
+                call = self._beside if abandoned.blobs else self._engine_call
+                return call(lambda: self.engine.abandon(abandoned), self._abandoned)
+            case Discard(blobs):
+                return self._beside(lambda: self.engine.discard_blobs(blobs), lambda *_: [])
             case Expire(transaction, state):
                 self._expire(transaction, state)
             case Announce(tid, oids):
@@ -208,11 +212,12 @@ class Hosted:
 
         if not engine.exclusive and (
             transaction.undoes
+            or transaction.blobs
             or len(transaction.operations) > limits.PREPARE_INLINE_OPERATIONS
             or engine.resolves_conflicts
             or not engine.inline
         ):
-            return self._later(self._run_beside, work, done)
+            return self._beside(work, done)
         if self._polling is not None:
             return self._engine_call(*self._polling.prepare(work, done))
         return self._engine_call(work, done)
@@ -277,6 +282,12 @@ class Hosted:
     ) -> Sequence[Action]:
         """As `_engine_call`, later, in its turn."""
         return self._later(self._run_in_thread, work, done)
+
+    def _beside(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], list[Action]]
+    ) -> Sequence[Action]:
+        """As `_engine_call`, later, while others commit."""
+        return self._later(self._run_beside, work, done)
 
     def _later(
         self,

@@ -1,8 +1,9 @@
 """A disk for crash tests: it remembers what was not synced, and makes what a power cut could leave of it.
 
 `FaultyDisk` works on real files below a real directory, and records what isn't durable yet: writes and
-changes of length since a file's last sync, names made, renamed and removed since a directory's last sync. The
-test does its work, stops anywhere, and asks for the directories that the machine could come up with:
+changes of length since a file's last sync, names made, linked, renamed and removed since a directory's
+last sync. The test does its work, stops anywhere, and asks for the directories that the machine could come
+up with:
 
     disk = FaultyDisk(folder)                    # what is in there now is durable
     … use it as an engine's disk, or patch a module's `open`, `os.rename` and so on by
@@ -38,6 +39,7 @@ from zeoid.testing.unsynced import (
     always,
     content_after,
     files_of,
+    halves,
     sampled,
     state_after,
     whole,
@@ -55,11 +57,14 @@ class FaultyDisk(Disk):
         self._lock = threading.RLock()
         self._open: dict[int, tuple[File, str]] = {}
         self._durable = Names()
+        known: dict[tuple[int, int], File] = {}
         for folder, folders, names in os.walk(self._root):
             self._durable.directories |= {self._relative(os.path.join(folder, name)) for name in folders}
             for name in names:
-                path = os.path.join(folder, name)
-                self._durable.files[self._relative(path)] = File(Path(path).read_bytes())
+                path = Path(folder, name)
+                told = path.stat()
+                file = known.setdefault((told.st_dev, told.st_ino), File(path.read_bytes()))
+                self._durable.files[self._relative(path)] = file
         self._now = self._durable.copy()
         self._pending: list[Change | Naming] = []
         self._failures: dict[int, OSError] = {}
@@ -111,16 +116,34 @@ class FaultyDisk(Disk):
             try:
                 self._begin_on("sync", fd)
             except OSError:
-                for change in self._changes_of(file):
-                    change.doubtful = not change.certain
+                self._doubt(file)
                 raise
-            changes = self._changes_of(file)
-            if any(change.doubtful for change in changes):
-                for change in changes:
-                    change.certain = not change.doubtful
-            elif file is not None:
-                file.durable = content_after(file.durable, [(change, whole(change)) for change in changes])
-                self._pending = [each for each in self._pending if each not in changes]
+            self._make_durable(file)
+
+    def sync_all(self, path: StrPath) -> None:
+        with self._lock:
+            files = {each.file for each in self._pending if isinstance(each, Change)}
+            try:
+                self._begin("sync_all", path)
+            except OSError:
+                for file in files:
+                    self._doubt(file)
+                raise
+            for file in files:
+                self._make_durable(file)
+            for naming in [each for each in self._pending if isinstance(each, Naming)]:
+                self._durable.apply(naming)
+                self._pending.remove(naming)
+
+    def start_writeback(self, fd: int, start: int, length: int) -> bool:
+        with self._lock:
+            self._begin_on("start_writeback", fd)
+            return super().start_writeback(fd, start, length)
+
+    def wait_for_writeback(self, fd: int, start: int, length: int) -> None:
+        """What was written back is not durable: the file's new length may be lost."""
+        with self._lock:
+            self._begin_on("wait_for_writeback", fd)
 
     def reserve(self, fd: int, start: int, length: int) -> None:
         with self._lock:
@@ -130,8 +153,19 @@ class FaultyDisk(Disk):
     def rename(self, source: StrPath, target: StrPath) -> None:
         with self._lock:
             self._begin("rename", target)
+            self._adopt(source)
+            same = os.path.exists(target) and os.path.samefile(source, target)
             super().rename(source, target)
-            self._named(Naming(self._relative(target), source=self._relative(source)))
+            if not same:  # of two names of one file the system removes none
+                name = self._relative(source)
+                self._named(Naming(self._relative(target), self._now.files.get(name), name))
+
+    def link(self, source: StrPath, target: StrPath) -> None:
+        with self._lock:
+            self._begin("link", target)
+            self._adopt(source)
+            super().link(source, target)
+            self._named(Naming(self._relative(target), self._now.files[self._relative(source)]))
 
     def unlink(self, path: StrPath) -> None:
         with self._lock:
@@ -139,21 +173,39 @@ class FaultyDisk(Disk):
             super().unlink(path)
             self._named(Naming(self._relative(path)))
 
-    def mkdir(self, path: StrPath) -> None:
+    def mkdir(self, path: StrPath, mode: int = 0o777) -> None:
         with self._lock:
             self._begin("mkdir", path)
-            super().mkdir(path)
+            super().mkdir(path, mode)
             self._named(Naming(self._relative(path), directory=True))
+
+    def rmdir(self, path: StrPath) -> None:
+        with self._lock:
+            self._begin("rmdir", path)
+            super().rmdir(path)
+            folder = self._relative(path)
+            named = dict(self._durable.files)
+            named.update(
+                (each.target, each.file)
+                for each in self._pending
+                if isinstance(each, Naming) and each.file is not None
+            )
+            taken = tuple(item for item in named.items() if os.path.dirname(item[0]) == folder)
+            self._named(Naming(folder, directory=True, taken_along=taken))
 
     def sync_directory(self, path: StrPath) -> None:
         with self._lock:
             self._begin("sync_directory", path)
             folder = self._relative(path)
             folder = "" if folder == os.curdir else folder
-            for naming in [each for each in self._pending if isinstance(each, Naming)]:
-                if os.path.dirname(naming.target) == folder:
-                    self._durable.apply(naming)
-                    self._pending.remove(naming)
+            remaining: list[Change | Naming] = []
+            for each in self._pending:
+                now, later = halves(each, folder) if isinstance(each, Naming) else (None, each)
+                if now is not None:
+                    self._durable.apply(now)
+                if later is not None:
+                    remaining.append(later)
+            self._pending = remaining
 
     def open_file(self, name: StrPath, mode: str = "r") -> Any:
         """As the built-in `open` does for binary files, but what is written and truncated is recorded."""
@@ -202,8 +254,32 @@ class FaultyDisk(Disk):
 
     def _opened(self, fd: int, path: str) -> None:
         if path not in self._now.files:
-            self._named(Naming(path, File()))
+            self._adopt(os.path.join(self._root, path))
         self._open[fd] = self._now.files[path], path
+
+    def _adopt(self, path: StrPath) -> None:
+        """A file that another process made has been seen by no sync."""
+        name = self._inside(path)
+        if name is not None and name not in self._now.files and os.path.isfile(path):
+            content = Path(path).read_bytes()
+            self._named(Naming(name, File()))
+            if content:
+                self._pending.append(Change(self._now.files[name], 0, content))
+
+    def _make_durable(self, file: File | None) -> None:
+        """A sync of it succeeded."""
+        changes = self._changes_of(file)
+        if any(change.doubtful for change in changes):
+            for change in changes:
+                change.certain = not change.doubtful
+        elif file is not None:
+            file.durable = content_after(file.durable, [(change, whole(change)) for change in changes])
+            self._pending = [each for each in self._pending if each not in changes]
+
+    def _doubt(self, file: File | None) -> None:
+        """A sync of it failed."""
+        for change in self._changes_of(file):
+            change.doubtful = not change.certain
 
     def _named(self, naming: Naming) -> None:
         self._now.apply(naming)
@@ -237,15 +313,17 @@ class FaultyDisk(Disk):
             if number >= certain and len(seen) >= limit:
                 return
             directories, files = state_after(durable, contents, pending, fate)
-            key = (*sorted(directories), *sorted((path, hash(content)) for path, content in files.items()))
+            key = (*sorted(directories), *sorted((*sorted(paths), hash(content)) for content, paths in files))
             if key in seen:
                 continue
             seen.add(key)
             with tempfile.TemporaryDirectory(prefix="crash-") as folder:
                 for directory in sorted(directories):
                     (Path(folder) / directory).mkdir()
-                for path, content in files.items():
-                    (Path(folder) / path).write_bytes(content)
+                for content, (first, *others) in files:
+                    (Path(folder) / first).write_bytes(content)
+                    for path in others:
+                        (Path(folder) / path).hardlink_to(Path(folder) / first)
                 yield Path(folder)
 
 

@@ -40,12 +40,15 @@ class Change:
 
 @dataclass(slots=True, eq=False)
 class Naming:
-    """A name that isn't durable: it was given to *file*, moved from *source*, or else removed."""
+    """A name that isn't durable: it was given to *file*, moved from *source* (a directory's, if there is no
+    file), or else removed."""
 
     target: str
     file: File | None = None
     source: str | None = None
     directory: bool = False
+    #: Of a directory that was removed: names in it whose own removal may not be durable, with their files.
+    taken_along: tuple[tuple[str, File], ...] | None = None
 
 
 @dataclass(slots=True)
@@ -57,11 +60,16 @@ class Names:
 
     def apply(self, naming: Naming) -> None:
         if naming.source is not None:
-            moved = self.files.pop(naming.source, None)
-            if moved is not None:  # otherwise the name was made and never became durable
-                self.files[naming.target] = moved
+            self.files.pop(naming.source, None)
+            if naming.file is not None:
+                self.files[naming.target] = naming.file
             elif naming.source in self.directories:
                 self._move_directory(naming.source, naming.target)
+        elif naming.taken_along is not None:
+            self.directories.discard(naming.target)
+            for path, file in naming.taken_along:
+                if self.files.get(path) is file:  # not one that got the name in a new directory
+                    del self.files[path]
         elif naming.directory:
             self.directories.add(naming.target)
         elif naming.file is None:
@@ -79,6 +87,22 @@ class Names:
 
     def copy(self) -> "Names":
         return Names(dict(self.files), set(self.directories))
+
+
+def halves(naming: Naming, folder: str) -> tuple[Naming | None, Naming | None]:
+    """What of it a sync of the directory *folder* makes durable, and what it does not.
+
+    Of a file that was moved from one directory to another, each has its own part.
+    """
+    source, target = naming.source, naming.target
+    if source is not None and naming.file is not None and os.path.dirname(source) != os.path.dirname(target):
+        arrives, leaves = Naming(target, naming.file), Naming(source)
+        if os.path.dirname(target) == folder:
+            return arrives, leaves
+        if os.path.dirname(source) == folder:
+            return leaves, arrives
+        return None, naming
+    return (naming, None) if os.path.dirname(target) == folder else (None, naming)
 
 
 # What may become of it ---------------------------------------------------------------------------------
@@ -164,8 +188,8 @@ def _random_fate(each: Change | Naming, kept: float, chance: random.Random) -> F
 
 def state_after(
     durable: Names, contents: dict[int, bytes], pending: Sequence[Change | Naming], fates: Sequence[Fate]
-) -> tuple[set[str], dict[str, bytes]]:
-    """The directories, and path and content of each file, if this became of what was pending."""
+) -> tuple[set[str], list[tuple[bytes, list[str]]]]:
+    """The directories, and content and paths of each file, if this became of what was pending."""
     names = durable.copy()
     changes: dict[int, list[tuple[Change, Fate]]] = {}
     for each, fate in zip(pending, fates, strict=True):
@@ -174,11 +198,13 @@ def state_after(
         elif fate != _LOST:
             names.apply(each)
     directories = {path for path in names.directories if _reachable(path, names.directories)}
-    return directories, {
-        path: content_after(contents[id(file)], changes.get(id(file), ()))
-        for path, file in names.files.items()
-        if _reachable(path, directories)
-    }
+    named: dict[int, list[str]] = {}
+    for path, file in names.files.items():
+        if _reachable(path, directories):
+            named.setdefault(id(file), []).append(path)
+    return directories, [
+        (content_after(contents[file], changes.get(file, ())), paths) for file, paths in named.items()
+    ]
 
 
 def _reachable(path: str, directories: set[str]) -> bool:
