@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 
 import ZEO.ClientStorage
 import ZODB
+from ZODB.FileStorage import FileStorage
 
 import zeoid
 
@@ -173,6 +174,9 @@ class Server:
         assert self.blobs is not None
         directory = self.folder / f"blobs-{storage}"
         if exists and not directory.exists():
+            if not self._file_of(storage).exists():
+                # Together with a new data file FileStorage makes a new directory, whatever was there.
+                FileStorage(str(self._file_of(storage))).close()
             directory.mkdir()
             (directory / ".layout").write_text(self.blobs)
         return directory
@@ -223,6 +227,8 @@ class Server:
             command.append("--msgpack")
         if self.read_only:
             command.append("--read-only")
+        if self.blobs is not None:
+            command += ["--blob-dir", str(self.blob_dir())]
         if self.transaction_timeout_s is not None:
             command += ["--transaction-timeout", str(self.transaction_timeout_s)]
         return [*command, "--memory" if self.in_memory else str(self.data_file)]

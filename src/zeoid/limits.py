@@ -68,6 +68,14 @@ PACK_ROUNDS: Final = 20
 BLOB_PIECE_BYTES: Final = 256 * 1024
 #: … and put on the disk in steps of this size, two of which may be under way.
 BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+#: A client's blobs are read from its connection as long as no more than this waits to be written.
+BLOB_QUEUE_BYTES: Final = 4 * 1024 * 1024
+#: While more than this waits to be sent to a client, nothing of a blob is added: replies wait behind it.
+BLOB_OUTPUT_BYTES: Final = 256 * 1024
+#: Blobs sent to one client at a time, piece by piece in turn.
+BLOB_DOWNLOADS_PER_CONNECTION: Final = 4
+#: Threads of a server that read and write blobs.
+BLOB_THREADS: Final = 4
 #: No blob is taken that would leave less room on the disk: transactions need some.
 BLOB_FREE_BYTES: Final = 64 * 1024 * 1024
 #: Client-made ids of transactions remembered, committed ones and refused ones each, for `outcome`.

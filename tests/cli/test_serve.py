@@ -51,6 +51,13 @@ def test_addresses(arguments: list[str], addresses: list[Listening]) -> None:
     assert given("--memory", *arguments).addresses == tuple(addresses)
 
 
+def test_a_blob_directory_is_in_the_configuration_file(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.conf"
+    path.write_text("<zeo>\naddress 7700\n</zeo>\n<mappingstorage>\n</mappingstorage>\n")
+    with pytest.raises(ConfigurationError, match="blob directories: leave them out"):
+        given("-C", path, "--blob-dir", "blobs")
+
+
 def test_other_options() -> None:
     found = given(
         "--memory", "--read-only", "--msgpack", "--transaction-timeout", "2.5", "--pid-file", "zoo.pid",

@@ -63,6 +63,19 @@ def test_memory() -> None:
     assert opened(storages_of_path(None, memory=True, read_only=False)) == {"1": "memory"}
 
 
+def test_a_data_file_with_blobs() -> None:
+    (opener,) = storages_of_path("Data.fs", memory=False, read_only=False, blob_dir="blobs").values()
+    engine = opener()
+    assert engine.has_blobs
+    engine.close()
+    assert Path("blobs/.layout").exists()
+
+
+def test_memory_keeps_no_blobs() -> None:
+    with pytest.raises(ConfigurationError, match="--blob-dir goes with a data file"):
+        storages_of_path(None, memory=True, read_only=False, blob_dir="blobs")
+
+
 def test_memory_and_a_data_file() -> None:
     with pytest.raises(ConfigurationError, match="a data file or --memory, not both"):
         storages_of_path("Data.fs", memory=True, read_only=False)
@@ -320,6 +333,24 @@ def test_a_data_file_that_is_to_be_made_anew(configured: Configured, tmp_path: P
     path.touch()
     options = configured(f"{ZEO}<filestorage>\n path {path}\n create true\n</filestorage>\n")
     assert opened(options.storages) == {"1": str(path)}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "<filestorage>\n path Data.fs\n blob-dir blobs\n</filestorage>",
+        "<blobstorage>\n blob-dir blobs\n<filestorage>\n path Data.fs\n</filestorage>\n</blobstorage>",
+    ],
+    ids=["inside", "around"],
+)
+def test_a_data_file_has_its_journal_and_its_blobs(configured: Configured, section: str) -> None:
+    (opener,) = configured(f"{ZEO}{section}\n").storages.values()
+    engine = opener()
+    assert engine.has_blobs
+    assert not engine.exclusive, "commits are parallel: it is no adapted storage"
+    engine.close()
+    assert Path("Data.fs.journal").is_dir()
+    assert Path("blobs/.staged").is_dir()
 
 
 # Other storages -------------------------------------------------------------------------------------------

@@ -14,12 +14,17 @@ import pytest
 from tests.conformance.blobs import TESTS
 from tests.peers import KINDS, Kind, Layout, environment
 
-#: Those that keep blobs.
-SERVERS: tuple[Kind, ...] = ("stock",)
 MODES = ("cache", "shared")
 LAYOUTS: tuple[Layout, ...] = ("bushy", "lawn")
-DEFAULT = {("zeoid", "stock", "cache", "bushy"), ("zeoid", "stock", "shared", "lawn")}
-COMBINATIONS = list(itertools.product(KINDS, SERVERS, MODES, LAYOUTS))
+DEFAULT = {
+    ("zeoid", "zeoid", "cache", "bushy"),
+    ("zeoid", "zeoid", "shared", "lawn"),
+    ("stock", "zeoid", "cache", "lawn"),
+    ("stock", "zeoid", "shared", "bushy"),
+    ("zeoid", "stock", "cache", "bushy"),
+    ("zeoid", "stock", "shared", "lawn"),
+}
+COMBINATIONS = list(itertools.product(KINDS, KINDS, MODES, LAYOUTS))
 
 
 def unprivileged() -> list[str]:

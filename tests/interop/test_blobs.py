@@ -13,11 +13,18 @@ from ZODB.blob import Blob
 from ZODB.ConflictResolution import ConflictResolvingStorage
 from ZODB.POSException import POSKeyError
 
-from tests.peers import CODINGS, Coding, Kind, Layout, Peers, wait_until
+from tests.peers import CODINGS, KINDS, Coding, Kind, Layout, Peers, wait_until
 from tests.room import no_room_beyond
 from zeoid.errors import ClientError
 
 CONTENTS = {"empty": b"", "small": b"small", "large": os.urandom(1_000_000)}
+
+
+@pytest.fixture(params=KINDS)
+def serving(request: pytest.FixtureRequest) -> Kind:
+    """What the server is."""
+    kind: Kind = request.param
+    return kind
 
 
 def store(storage: Any, contents: dict[str, bytes]) -> None:
@@ -45,10 +52,10 @@ def load(storage: Any, name: str) -> tuple[bytes, str]:
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("writer", ["zeoid", "stock"])
 def test_what_one_client_stores_the_other_loads(
-    writer: Kind, shared: bool, coding: Coding, peers: Peers
+    writer: Kind, shared: bool, coding: Coding, serving: Kind, peers: Peers
 ) -> None:
     layout: Layout = "lawn" if shared else "bushy"
-    server = peers.server("stock", coding=coding, blobs=layout)
+    server = peers.server(serving, coding=coding, blobs=layout)
     reader: Kind = "stock" if writer == "zeoid" else "zeoid"
 
     def client(kind: Kind) -> Any:
@@ -61,13 +68,15 @@ def test_what_one_client_stores_the_other_loads(
     reading = client(reader)
     for name, content in CONTENTS.items():
         assert load(reading, name)[0] == content
+    assert (server.blob_dir() / ".layout").read_text() == layout
+    server.stop()
     left = [path for path in server.blob_dir().rglob("*") if path.is_file() and path.suffix != ".blob"]
     assert [path.name for path in left] == [".layout"]
 
 
 @pytest.mark.parametrize(("first", "second"), [("zeoid", "stock"), ("stock", "zeoid")])
-def test_one_cache_for_both_clients(first: Kind, second: Kind, peers: Peers) -> None:
-    server = peers.server("stock", blobs="bushy")
+def test_one_cache_for_both_clients(first: Kind, second: Kind, serving: Kind, peers: Peers) -> None:
+    server = peers.server(serving, blobs="bushy")
     directory = peers.folder()
     store(peers.client(first, server.address, blob_dir=str(directory)), CONTENTS)
     # What the server no longer has can come from the cache only.
@@ -79,8 +88,8 @@ def test_one_cache_for_both_clients(first: Kind, second: Kind, peers: Peers) -> 
     reading.close()
 
 
-def test_a_blob_that_the_server_has_lost_is_a_key_error(peers: Peers) -> None:
-    server = peers.server("stock", blobs="bushy")
+def test_a_blob_that_the_server_has_lost_is_a_key_error(serving: Kind, peers: Peers) -> None:
+    server = peers.server(serving, blobs="bushy")
     store(peers.client("zeoid", server.address, blob_dir=peers.folder()), CONTENTS)
     for path in server.blob_dir().rglob("*.blob"):
         path.unlink()
@@ -91,11 +100,11 @@ def test_a_blob_that_the_server_has_lost_is_a_key_error(peers: Peers) -> None:
 
 
 def test_a_conflict_of_another_object_does_not_lose_the_blob(
-    peers: Peers, monkeypatch: pytest.MonkeyPatch
+    serving: Kind, peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stock server whose clients resolve conflicts puts the blob where the failed vote would have it."""
     monkeypatch.setattr(ConflictResolvingStorage, "tryToResolveConflict", lambda *args: args[4])
-    server = peers.server("stock", blobs="bushy", client_conflict_resolution=True)
+    server = peers.server(serving, blobs="bushy", client_conflict_resolution=True)
     one = peers.client("zeoid", server.address, blob_dir=peers.folder())
     store(one, {"blob": b"first"})
     # Connected later, so that it has the blob in view.
@@ -116,8 +125,8 @@ def test_a_conflict_of_another_object_does_not_lose_the_blob(
     assert load(reading, "blob")[0] == b"second"
 
 
-def test_a_full_cache_fails_the_load_and_leaves_nothing(peers: Peers) -> None:
-    server = peers.server("stock", blobs="bushy")
+def test_a_full_cache_fails_the_load_and_leaves_nothing(serving: Kind, peers: Peers) -> None:
+    server = peers.server(serving, blobs="bushy")
     store(peers.client("zeoid", server.address, blob_dir=peers.folder()), CONTENTS)
     directory = peers.folder()
     reading = peers.client("zeoid", server.address, blob_dir=directory)
@@ -127,8 +136,8 @@ def test_a_full_cache_fails_the_load_and_leaves_nothing(peers: Peers) -> None:
     assert load(reading, "large")[0] == CONTENTS["large"]
 
 
-def test_the_cache_keeps_its_bound(peers: Peers) -> None:
-    server = peers.server("stock", blobs="bushy")
+def test_the_cache_keeps_its_bound(serving: Kind, peers: Peers) -> None:
+    server = peers.server(serving, blobs="bushy")
     blobs = {f"blob {number}": os.urandom(50_000) for number in range(20)}
     store(peers.client("zeoid", server.address, blob_dir=peers.folder()), blobs)
     directory = peers.folder()
@@ -145,8 +154,8 @@ def test_the_cache_keeps_its_bound(peers: Peers) -> None:
     assert all(load(reading, name)[0] == content for name, content in blobs.items())
 
 
-def test_larger_than_the_cache(peers: Peers) -> None:
-    server = peers.server("stock", blobs="bushy")
+def test_larger_than_the_cache(serving: Kind, peers: Peers) -> None:
+    server = peers.server(serving, blobs="bushy")
     store(peers.client("zeoid", server.address, blob_dir=peers.folder()), CONTENTS)
     reading = peers.client("zeoid", server.address, blob_dir=peers.folder(), blob_cache_size=1000)
     content, path = load(reading, "large")

@@ -195,6 +195,8 @@ class MemoryHouse:
         self.commit = Threads()
         self.beside = Threads()
         self.packs = Threads()
+        #: Where files of blobs are written and read.
+        self.blobs = Threads()
         self.fatal: list[str] = []
         self.peers: list[Peer] = []
         self.engines = dict(engines or {"1": open_memory()})
@@ -202,7 +204,8 @@ class MemoryHouse:
             name: Hosted(
                 name, engine, self.clock, self.commit.submit, self.beside.submit, self.is_alone,
                 self.fatal.append,
-                run_reading=(self.slow if engine.inline else self.beside).submit, **options,
+                run_reading=(self.slow if engine.inline else self.beside).submit,
+                run_with_blobs=self.blobs.submit, **options,
             )
             for name, engine in self.engines.items()
         }  # fmt: skip

@@ -245,7 +245,7 @@ def test_a_method_that_does_not_exist(house: MemoryHouse, caplog: pytest.LogCapt
     assert peer.ask("ping") is None
 
 
-@pytest.mark.parametrize("name", ["__class__", "drop", "_end", "zeoVerify", "storeBlobStart", ""])
+@pytest.mark.parametrize("name", ["__class__", "drop", "_end", "zeoVerify", "openBlob", ""])
 def test_nothing_but_the_table_can_be_called(house: MemoryHouse, name: str) -> None:
     peer = house.peer()
     refuses(peer.start(name), "there is no method")

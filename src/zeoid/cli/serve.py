@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-C", "--configure", metavar="FILE", help="a configuration file, as ZEO's runzeo takes it"
     )
+    parser.add_argument(
+        "--blob-dir",
+        metavar="DIR",
+        help="the directory for blobs; made if it does not exist (default: no blobs)",
+    )
     parser.add_argument("--memory", action="store_true", help="keep everything in memory, and lose it")
     parser.add_argument("--read-only", action="store_true", help="let nobody write")
     parser.add_argument("--msgpack", action="store_true", help="offer the coding M5 instead of Z5")
@@ -75,14 +80,21 @@ def options(arguments: argparse.Namespace) -> ServingOptions:
     given = ServingOptions()
     if arguments.configure:
         given = read_configuration(arguments.configure)
-        if arguments.path or arguments.memory:
-            raise ConfigurationError("the storages are in the configuration file; leave out the path")
+        if arguments.path or arguments.memory or arguments.blob_dir:
+            raise ConfigurationError(
+                "the storages are in the configuration file, with their blob directories: leave them out"
+            )
     if arguments.read_only:
         given = replace(given, read_only=True)
     if not arguments.configure:
         given = replace(
             given,
-            storages=storages_of_path(arguments.path, memory=arguments.memory, read_only=given.read_only),
+            storages=storages_of_path(
+                arguments.path,
+                blob_dir=arguments.blob_dir,
+                memory=arguments.memory,
+                read_only=given.read_only,
+            ),
         )
     if arguments.address:
         if arguments.host or arguments.port is not None:
@@ -154,8 +166,6 @@ def _open_all(given: ServingOptions) -> dict[str, Engine]:
         for name, opener in given.storages.items():
             engines[name] = opener()
             log.info("storage %r: %s", name, engines[name].name)
-            if engines[name].has_blobs:
-                log.warning("storage %r has a blob directory: its blobs are not served yet", name)
     except BaseException:
         for engine in engines.values():
             engine.close()

@@ -40,7 +40,7 @@ from typing import Any
 from ZODB.POSException import ConflictError, StorageError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.commit import batches, blobs, resolutions
+from zeoid.commit import batches, blobs, gathering, resolutions
 from zeoid.commit.actions import (
     Abandon,
     Action,
@@ -57,21 +57,8 @@ from zeoid.commit.actions import (
 from zeoid.commit.locks import Claim, Locks
 from zeoid.commit.outcomes import DecidedOutcomes
 from zeoid.commit.tids import next_tid
-from zeoid.model import (
-    AttachBlob,
-    CheckCurrent,
-    Conflict,
-    Operation,
-    Restore,
-    Store,
-    TransactionInfo,
-    Undo,
-    tid_after,
-)
+from zeoid.model import Conflict, Operation, Store, TransactionInfo, tid_after
 from zeoid.ports import Outcomes, Prepared
-
-#: What an operation takes in memory besides its data, so that many small ones count, too.
-_OPERATION_BYTES = 200
 
 
 class Transactions:
@@ -132,7 +119,7 @@ class Transactions:
             transaction = Transaction(owner, id, _NOTHING, broken=early)
             self._add(transaction)
         elif transaction.state is State.STORING and transaction.broken is None:
-            if self._has_room(transaction, operations):
+            if gathering.count(transaction, operations, self._transaction_bytes):
                 transaction.operations += operations
             return
         elif transaction.state is State.RESOLVING:
@@ -360,43 +347,19 @@ class Transactions:
             raise StorageTransactionError("no such transaction: it was not begun, or is over")
         return transaction
 
-    def _has_room(self, transaction: Transaction, operations: Sequence[Operation]) -> bool:
-        transaction.size_bytes += _OPERATION_BYTES * len(operations)
-        for operation in operations:
-            if isinstance(operation, (Store, Restore)):
-                if operation.data is not None:
-                    transaction.size_bytes += len(operation.data)
-            elif isinstance(operation, Undo):
-                transaction.undoes = True
-            elif isinstance(operation, AttachBlob):
-                transaction.blobs.append(operation.blob)
-        if transaction.size_bytes <= self._transaction_bytes:
-            return True
-        transaction.broken = StorageError(f"the transaction is larger than {self._transaction_bytes:,} bytes")
-        transaction.operations.clear()
-        return False
-
     def _resolve(self, transaction: Transaction, operation: Operation) -> None:
         """A resolved store answers a conflict."""
         if not isinstance(operation, Store) or operation.oid not in transaction.conflicts:
             transaction.broken = StorageTransactionError("an operation after the vote")
             return
-        if transaction.broken is not None or not self._has_room(transaction, (operation,)):
-            return
-        resolutions.note(transaction, operation)
+        if transaction.broken is None and gathering.count(transaction, (operation,), self._transaction_bytes):
+            resolutions.note(transaction, operation)
 
     def _claim(self, transaction: Transaction) -> Claim:
         # What an undo writes is known only when it is prepared.
         if self._exclusive or transaction.undoes or transaction.info.tid is not None:
             return self._locks.claim(transaction, (), whole=True)
-        written: list[bytes] = []
-        checked: list[bytes] = []
-        for operation in transaction.operations:
-            if isinstance(operation, CheckCurrent):
-                checked.append(operation.oid)
-            elif not isinstance(operation, Undo):
-                written.append(operation.oid)
-        return self._locks.claim(transaction, written, checked)
+        return self._locks.claim(transaction, *gathering.needs(transaction))
 
     def _granted(self, claims: Sequence[Claim], time_s: float) -> list[Action]:
         """These have got their locks: the engine may prepare them, and those after whoever fails."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import ZConfig
 from ZConfig.datatypes import SocketBindingAddress
-from ZODB.config import FileStorage
+from ZODB.config import BlobStorage, FileStorage
 
 from zeoid import limits
 from zeoid.addresses import DEFAULT_PORT, Address, TcpAddress, UnixAddress
@@ -37,14 +37,18 @@ class ServingOptions:
     start_log: Callable[[], None] | None = None
 
 
-def storages_of_path(path: str | None, *, memory: bool, read_only: bool) -> dict[str, Callable[[], Engine]]:
+def storages_of_path(
+    path: str | None, *, memory: bool, read_only: bool, blob_dir: str | None = None
+) -> dict[str, Callable[[], Engine]]:
     """The one storage, "1", of a server that was given a path, `--memory` or neither."""
     if memory:
         if path is not None:
             raise ConfigurationError("give a data file or --memory, not both")
+        if blob_dir is not None:
+            raise ConfigurationError("--blob-dir goes with a data file: nothing of --memory is kept")
         return {"1": open_memory}
     found = Path(path) if path is not None else _instance_data_file()
-    return {"1": lambda: open_filestorage(found, read_only=read_only)}
+    return {"1": lambda: open_filestorage(found, blob_dir=blob_dir, read_only=read_only)}
 
 
 def _instance_data_file() -> Path:
@@ -147,6 +151,7 @@ def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engi
 
     def opener(name: str, section: Any) -> Callable[[], Engine]:
         title = f"storage {name!r} of {path}"
+        section = _unwrapped(section)
         if type(section) is FileStorage and not section.config.create:
             file, read_only = Path(section.config.path), bool(section.config.read_only)
             folder = section.config.blob_dir
@@ -157,6 +162,16 @@ def _storages(path: str, sections: Sequence[Any]) -> dict[str, Callable[[], Engi
         return lambda: open_storage(title, section.open)
 
     return {name: opener(name, section) for name, section in zip(names, sections, strict=True)}
+
+
+def _unwrapped(section: Any) -> Any:
+    """For a `<blobstorage>` around a `<filestorage>`, which can keep blobs by itself, that one."""
+    if type(section) is BlobStorage:
+        inner = section.config.base
+        if type(inner) is FileStorage and not inner.config.blob_dir:
+            inner.config.blob_dir = section.config.blob_dir
+            return inner
+    return section
 
 
 def _open_section(section: Any) -> Any:

@@ -87,7 +87,7 @@ class StorageEngine:
         self.interfaces: tuple[tuple[str, str], ...] = tuple(
             (interface.__module__, interface.__name__)
             for interface in zope.interface.providedBy(storage).__iro__
-            if interface not in (IBlobStorage, IBlobStorageRestoreable)
+            if interface is not IBlobStorageRestoreable
         )
 
     @property

@@ -38,10 +38,11 @@ from zeoid.commit.invalidations import InvalidationLog
 from zeoid.commit.transactions import Transactions
 from zeoid.ports import Clock, Engine, Prepared
 from zeoid.ports import Commit as Committing
-from zeoid.server.clients import Announcement, Client, RunInThread
+from zeoid.server.clients import Announcement, Client, Done, RunInThread
 from zeoid.server.counts import Counts
 from zeoid.server.packing import Pack, Packs
 from zeoid.server.polling import Polling
+from zeoid.server.sizes import Sizes
 from zeoid.server.visible import Visible
 from zeoid.server.wording import told, told_oids
 from zeoid.wire.messages import EXTENSIONS
@@ -65,6 +66,7 @@ class Hosted:
         on_fatal: Callable[[str], None],
         *,
         run_reading: RunInThread | None = None,
+        run_with_blobs: RunInThread | None = None,
         read_only: bool = False,
         transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
         invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
@@ -93,6 +95,7 @@ class Hosted:
         self._run_beside = run_beside
         #: What is read and may take its time; of an engine that may have to wait, everything that is read.
         self.run_reading = run_reading or run_beside
+        self._run_with_blobs = run_with_blobs or run_beside
         #: Whether the server has one connection only, which waits for what is done for it.
         self._is_alone = is_alone
         self._on_fatal = on_fatal
@@ -101,11 +104,9 @@ class Hosted:
         self.packs = Packs(name, engine, clock)
         self._packing = False
         self._in_thread = 0
+        self._with_blobs = 0
         self._failed = ""
-        self._size = self._told_size = (engine.count(), engine.size_bytes())
-        self._tell_size_s = 0.0
-        #: Up to where the size was asked for, where the engine may have to wait.
-        self._sized_at = self.visible.tid
+        self._sizes = Sizes(self)
         self._polling = Polling(self) if engine.shared else None
         self._started = time.ctime(clock.time())
 
@@ -137,8 +138,7 @@ class Hosted:
         self.perform(self.transactions.expire(*self._now()))
         if self._polling is not None:
             self._polling.tick()
-        if self.clock.monotonic() >= self._tell_size_s:
-            self._tell_size()
+        self._sizes.tick()
 
     def _now(self) -> tuple[float, float]:
         return self.clock.monotonic(), self.clock.time()
@@ -337,28 +337,6 @@ class Hosted:
             self.visible.advance(tid)
         self.invalidations.forget(self.visible.tid)
 
-    def _tell_size(self) -> None:
-        """Clients are told of the storage's size when it has changed, if not at every commit."""
-        engine = self.engine
-        if engine.inline:
-            self._tell_size_s = self.clock.monotonic() + limits.INFO_S
-            self._sized(self._known_size(), None)
-        elif self._sized_at != self.visible.tid:
-            self._tell_size_s = self.clock.monotonic() + limits.FOREIGN_INFO_S
-            self._sized_at = self.visible.tid
-            self.run_reading(lambda: (engine.count(), engine.size_bytes()), self._sized)
-
-    def _sized(self, size: tuple[int, int] | None, problem: BaseException | None) -> None:
-        if size is None:
-            log.warning("storage %r can't tell its size: %s", self.name, problem)
-            return
-        self._size = size
-        if size[1] != self._told_size[1] and self.clients:
-            self._told_size = size
-            announcement = Announcement("info", {"length": size[0], "size": size[1]})
-            for client in list(self.clients):
-                client.tell(announcement)
-
     def _log_conflict(self, transaction: Transaction, problem: Exception) -> None:
         if isinstance(problem, ConflictError) and problem.oid is not None and problem.serials:
             committed, read = problem.serials
@@ -384,6 +362,16 @@ class Hosted:
             raise ReadOnlyError()
         return self.engine.new_oids(max(1, min(count, limits.NEW_OIDS)))
 
+    def run_with_blobs(self, work: Callable[[], Any], done: Done) -> None:
+        """Have *work* done on the files of blobs in a thread, and wait for it at the end."""
+        self._with_blobs += 1
+
+        def landed(value: Any, problem: BaseException | None) -> None:
+            self._with_blobs -= 1
+            done(value, problem)
+
+        self._run_with_blobs(work, landed)
+
     def look(self) -> None:
         """A client asked for what it can know only from elsewhere."""
         if self._polling is not None:
@@ -396,14 +384,8 @@ class Hosted:
     def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         return self.invalidations.since(tid)
 
-    def _known_size(self) -> tuple[int, int]:
-        """Objects and bytes; as they were told last, where the engine may have to wait."""
-        if self.engine.inline:
-            self._size = (self.engine.count(), self.engine.size_bytes())
-        return self._size
-
     def info(self) -> dict[str, Any]:
-        length, size_bytes = self._known_size()
+        length, size_bytes = self._sizes.known()
         return {
             "length": length,
             "size": size_bytes,
@@ -417,17 +399,17 @@ class Hosted:
     def pack_begins(self, time_s: float = 0.0) -> Pack:
         """From now on the engine may be slow to prepare and to finish. Whom it is to tell of its progress."""
         self._packing = True
-        return self.packs.begin(time_s, self._known_size()[1])
+        return self.packs.begin(time_s, self._sizes.known()[1])
 
     def pack_ended(self, problem: BaseException | None = None) -> None:
         self._packing = False
         self.packs.end(problem)
-        self._tell_size()
+        self._sizes.tell()
 
     @property
     def busy(self) -> bool:
         """Whether the engine is doing something in a thread whose end must not be missed."""
-        return self._in_thread > 0 and not self._failed
+        return self._with_blobs > 0 or (self._in_thread > 0 and not self._failed)
 
     @property
     def packing(self) -> bool:

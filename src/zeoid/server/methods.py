@@ -49,6 +49,14 @@ class Read:
 
 
 @frozen
+class Download:
+    """A blob to send, before the reply."""
+
+    oid: bytes
+    serial: bytes
+
+
+@frozen
 class Pack:
     """A pack of the session's storage, up to *time* (seconds since the epoch)."""
 
@@ -131,6 +139,10 @@ def undo_log(session: "Session", first: int = 0, last: int = -20) -> Slow:
     return Slow(lambda: visible.undo_log(first, last))
 
 
+def send_blob(session: "Session", oid: bytes, serial: bytes) -> Download:
+    return Download(oid, serial)
+
+
 # Iteration --------------------------------------------------------------------------------------------
 
 
@@ -198,8 +210,13 @@ def _operate(session: "Session", id: Any, operation: Operation) -> None:
     session.hosted.transactions.operate(session, id, operation)
 
 
-def store(session: "Session", oid: bytes, serial: bytes | None, data: bytes, id: Any) -> None:
-    _operate(session, id, Store(oid, serial or NO_TID, data))  # None: an object that is new
+def _serial(serial: bytes | str | None) -> bytes:
+    """What is no tid says that the object is new."""
+    return serial if type(serial) is bytes else NO_TID
+
+
+def store(session: "Session", oid: bytes, serial: Any, data: bytes, id: Any) -> None:
+    _operate(session, id, Store(oid, _serial(serial), data))
 
 
 def restore(
@@ -220,8 +237,29 @@ def undo(session: "Session", transaction_id: bytes, id: Any) -> None:
     _operate(session, id, Undo(transaction_id))
 
 
+def blob_start(session: "Session") -> None:
+    session.uploads.begin()
+
+
+def blob_chunk(session: "Session", chunk: bytes) -> None:
+    session.uploads.chunk(chunk)
+
+
+def blob_end(session: "Session", oid: bytes, serial: Any, data: bytes, id: Any) -> None:
+    session.uploads.end(Store(oid, _serial(serial), data), id)
+
+
+def blob_shared(
+    session: "Session", oid: bytes, serial: Any, data: bytes, filename: str | bytes, id: Any
+) -> None:
+    session.uploads.take(Store(oid, _serial(serial), data), _text(filename), id)
+
+
 def vote(session: "Session", id: Any) -> Any:
-    session.hosted.vote(session, id)
+    if session.has_uploads:
+        session.vote_after_uploads(id)
+    else:
+        session.hosted.vote(session, id)
     return LATER
 
 
@@ -231,6 +269,8 @@ def tpc_finish(session: "Session", id: Any) -> Any:
 
 
 def tpc_abort(session: "Session", id: Any) -> None:
+    if session.has_uploads:
+        session.abort_uploads(id)
     session.hosted.abort(session, id)
 
 
@@ -332,6 +372,7 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "record_iternext": record_iternext,
     "undoInfo": undo_info,
     "undoLog": undo_log,
+    "sendBlob": send_blob,
     "iterator_start": iterator_start,
     "iterator_next": iterator_next,
     "iterator_record_start": iterator_record_start,
@@ -344,6 +385,10 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "deleteObject": delete,
     "checkCurrentSerialInTransaction": check_current,
     "undoa": undo,
+    "storeBlobStart": blob_start,
+    "storeBlobChunk": blob_chunk,
+    "storeBlobEnd": blob_end,
+    "storeBlobShared": blob_shared,
     "vote": vote,
     "tpc_finish": tpc_finish,
     "tpc_abort": tpc_abort,
@@ -361,7 +406,16 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
 
 #: The transaction's id is the last argument of these: what is wrong with them breaks the transaction.
 OPERATIONS: Final = frozenset(
-    {"storea", "restorea", "deleteObject", "checkCurrentSerialInTransaction", "undoa", "tpc_operate"}
+    {
+        "storea",
+        "restorea",
+        "deleteObject",
+        "checkCurrentSerialInTransaction",
+        "undoa",
+        "storeBlobEnd",
+        "storeBlobShared",
+        "tpc_operate",
+    }
 )
 #: It is the first argument of these.
 NAMED_FIRST: Final = frozenset({"tpc_operate"})

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from zeoid import limits
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
+from zeoid.server import listening
 from zeoid.server.clients import Done, RunInThread
 from zeoid.server.hosted import Hosted
 from zeoid.server.session import Session
@@ -46,12 +46,14 @@ class _Transport(asyncio.Protocol):
         #: The session has more to do than it is willing to keep.
         self._full_session = False
         self._writable = False
+        #: More is waiting to be sent than blobs should add to.
+        self._busy_sending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._transport = transport
         self._writable = True
-        transport.set_write_buffer_limits(high=limits.OUTPUT_HIGH_WATER_BYTES)
+        transport.set_write_buffer_limits(high=limits.BLOB_OUTPUT_BYTES, low=limits.BLOB_OUTPUT_BYTES // 4)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
@@ -81,18 +83,35 @@ class _Transport(asyncio.Protocol):
             self._session = None
 
     def pause_writing(self) -> None:
-        # A peer that does not read its replies gets no more of its requests read.
-        self._slow_reader = True
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._busy_sending = True
         if self._session is not None:
-            self._session.pause()
+            self._session.hold_blobs()
+        self._look_at_output()
+
+    def _look_at_output(self) -> None:
+        """A peer that does not read its replies gets no more of its requests read."""
+        transport = self._transport
+        if transport is None:
+            return
+        waiting_bytes = transport.get_write_buffer_size()
+        if waiting_bytes > limits.OUTPUT_HIGH_WATER_BYTES and not self._slow_reader:
+            self._slow_reader = True
+            if not transport.is_closing():
+                transport.pause_reading()
+            if self._session is not None:
+                self._session.pause()
+        if waiting_bytes > limits.OUTPUT_LIMIT_BYTES:
+            self._give_up()
 
     def resume_writing(self) -> None:
-        self._slow_reader = False
-        if self._session is not None:
-            self._session.resume()
-        self._resume_reading()
+        self._busy_sending = False
+        if self._slow_reader:
+            self._slow_reader = False
+            if self._session is not None:
+                self._session.resume()
+            self._resume_reading()
+        if self._session is not None and not self._busy_sending:
+            self._session.send_blobs()
 
     def stop_reading(self) -> None:
         self._full_session = True
@@ -120,8 +139,8 @@ class _Transport(asyncio.Protocol):
         if not self._writable or transport is None:
             return
         transport.write(data)
-        if self._slow_reader and transport.get_write_buffer_size() > limits.OUTPUT_LIMIT_BYTES:
-            self._give_up()
+        if self._busy_sending:
+            self._look_at_output()
 
     def _give_up(self) -> None:
         """The peer reads so little that what waits for it would fill the memory."""
@@ -177,6 +196,7 @@ class StorageServer:
         self._sockets_made: list[tuple[str, int]] = []
         self._slow = ThreadPoolExecutor(limits.SLOW_REQUEST_THREADS, "zeoid-slow")
         self._threads: list[ThreadPoolExecutor] = [self._slow]
+        self._with_blobs: ThreadPoolExecutor | None = None
         self._stopping: asyncio.Event | None = None
         self._stop_asked = False
         self._failure = ""
@@ -186,6 +206,9 @@ class StorageServer:
             if resolve_conflicts:
                 engine.resolve_conflicts()
             commit_thread = self._thread(f"zeoid-commit-{name}")
+            run_with_blobs: RunInThread | None = None
+            if engine.has_blobs:
+                run_with_blobs = partial(self._in_thread, self._blob_threads())
             run_reading: RunInThread | None = None
             if not engine.inline:
                 readers = self._thread(f"zeoid-read-{name}", limits.READ_THREADS)
@@ -199,6 +222,7 @@ class StorageServer:
                 lambda: len(self.connections) <= 1,
                 self._fail,
                 run_reading=run_reading,
+                run_with_blobs=run_with_blobs,
                 read_only=read_only,
                 transaction_timeout_s=transaction_timeout_s,
                 invalidation_log_transactions=invalidation_log_transactions,
@@ -209,6 +233,12 @@ class StorageServer:
         self._threads.append(executor)
         return executor
 
+    def _blob_threads(self) -> ThreadPoolExecutor:
+        """All storages' blobs are read and written in these."""
+        if self._with_blobs is None:
+            self._with_blobs = self._thread("zeoid-blobs", limits.BLOB_THREADS)
+        return self._with_blobs
+
     # Listening ------------------------------------------------------------------------------------
 
     async def listen(self, address: Address) -> Address:
@@ -216,20 +246,20 @@ class StorageServer:
         loop = asyncio.get_running_loop()
         try:
             if isinstance(address, UnixAddress):
-                _clear_stale_socket(address.path)
+                listening.clear_stale_socket(address.path)
                 server = await loop.create_unix_server(self._connection, address.path)
                 made = os.stat(address.path)
                 self._sockets_made.append((address.path, made.st_ino))
                 bound: Address = address
             else:
-                hosts = await _hosts(address)
+                hosts = await listening.hosts(address)
                 server = await loop.create_server(self._connection, hosts, address.port, reuse_address=True)
                 names = [sock.getsockname() for sock in server.sockets]
                 for name in names[1:]:
                     log.info("listening on %s", TcpAddress(name[0], name[1]))
                 bound = TcpAddress(names[0][0], names[0][1])
         except (OSError, UnicodeError) as problem:  # the latter for a name that can't be looked up
-            raise ConfigurationError(f"can't listen on {address}: {_why(problem)}") from None
+            raise ConfigurationError(f"can't listen on {address}: {listening.why(problem)}") from None
         self._listeners.append(server)
         self.addresses.append(bound)
         log.info("listening on %s", bound)
@@ -345,42 +375,6 @@ class StorageServer:
 
 class StorageFailure(Exception):
     """A storage failed in a way that makes it unsafe to go on."""
-
-
-def _clear_stale_socket(path: str) -> None:
-    """Remove a unix socket that nobody listens on any more."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigurationError(f"can't listen on {path}: it exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError:
-            pass
-    raise ConfigurationError(f"can't listen on {path}: another server listens there")
-
-
-async def _hosts(address: TcpAddress) -> list[str] | None:
-    """The addresses to bind: all that the name has, but only the first where the port is to be chosen."""
-    if not address.host:
-        return None
-    found = await asyncio.get_running_loop().getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    hosts = list(dict.fromkeys(str(info[4][0]) for info in found))
-    return hosts if address.port else hosts[:1]
-
-
-def _why(problem: OSError | UnicodeError) -> str:
-    number = getattr(problem, "errno", None)
-    return os.strerror(number).lower() if number and number > 0 else str(problem)
 
 
 def open_event_loop() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -8,16 +8,20 @@ What happens to a session, and what follows:
     tell            a one-way call, such as an invalidation; it keeps its place among the replies
     (a read ends)   its reply is sent, unless it may be out of date by now: then it is read again
     pause, resume   the client does not read its replies, or does again; calls wait meanwhile
+    hold_blobs      something waits to be sent: no more pieces of blobs, so that other replies go between them
+    send_blobs      hardly anything waits any more
     drop(reason)    the connection is closed from our side
     lost(reason)    the connection is gone; transactions are given up, iterators closed
 
-Owns the order of what is written. Must not know sockets: a `Wire` takes bytes and can be closed.
+Owns the order of what is written. Must not know sockets: a `Wire` takes bytes and can be closed. Long because
+all kinds of calls and replies share that order; what they do is done elsewhere.
 """
 
 import contextlib
 import json
 import logging
 from collections import deque
+from functools import partial
 from typing import Any
 
 from ZODB.POSException import (
@@ -33,6 +37,7 @@ from zeoid import limits
 from zeoid.commit.actions import Transaction
 from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
 from zeoid.server.clients import Announcement, House, Wire
+from zeoid.server.downloads import Downloads
 from zeoid.server.hosted import Hosted
 from zeoid.server.iterators import Iterators
 from zeoid.server.methods import (
@@ -41,12 +46,14 @@ from zeoid.server.methods import (
     METHODS,
     NAMED_FIRST,
     OPERATIONS,
+    Download,
     Outcome,
     Pack,
     Read,
     Slow,
 )
 from zeoid.server.reads import Reads
+from zeoid.server.uploads import Uploads
 from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
 from zeoid.wire.loads import REQUEST_BYTES as LOAD_BYTES
@@ -84,6 +91,9 @@ class Session:
         self._awaited: dict[Any, MessageId] = {}
         self._slow = 0
         self._reads = Reads(self._read_ended)
+        #: There are none before the first blob.
+        self._uploads: Uploads | None = None
+        self._downloads = Downloads(self._connection.caller, self._write)
         #: The storage that this client registered for. There is none before that.
         self.hosted: Hosted
         self.registered = False
@@ -139,6 +149,14 @@ class Session:
         self._paused = False
         self._go_on()
 
+    def hold_blobs(self) -> None:
+        """Something waits to be sent: it is enough to keep the client busy."""
+        self._downloads.pause()
+
+    def send_blobs(self) -> None:
+        """There is nearly nothing left to send."""
+        self._downloads.resume()
+
     def _go_on(self) -> None:
         if self._gathered is None and not self._closed:
             self._work()
@@ -189,6 +207,8 @@ class Session:
             self._run_slow(message_id, one_way, name, result)
         elif kind is Read:
             self._reads.begin(self.hosted, result, (message_id, one_way, name))
+        elif kind is Download:
+            self._download(message_id, one_way, result)
         elif kind is Pack:
             self._pack(message_id, one_way, result)
         elif kind is Outcome:
@@ -288,6 +308,47 @@ class Session:
             self._wire.read_on()
             self._go_on()
 
+    # Blobs ----------------------------------------------------------------------------------------
+
+    @property
+    def has_uploads(self) -> bool:
+        return self._uploads is not None
+
+    @property
+    def uploads(self) -> Uploads:
+        if self._uploads is None:
+            self._uploads = Uploads(self, self._wire.stop_reading, self._read_on)
+        return self._uploads
+
+    def _read_on(self) -> None:
+        if not self._closed:
+            self._wire.read_on()
+
+    def vote_after_uploads(self, id: Any) -> None:
+        def vote() -> None:
+            try:
+                self.hosted.vote(self, id)
+            except StorageError as problem:
+                self._refuse(id, problem)
+
+        self.uploads.before_vote(id, vote)
+
+    def abort_uploads(self, id: Any) -> None:
+        if self.uploads.forget(id):
+            self._refuse(id, StorageTransactionError("the transaction was aborted before it was voted on"))
+
+    def _download(self, message_id: MessageId, one_way: bool, wanted: Download) -> None:
+        hosted, oid, serial = self.hosted, wanted.oid, wanted.serial
+
+        def ended(problem: BaseException | None) -> None:
+            if isinstance(problem, Exception):
+                self._failed(message_id, one_way, "sendBlob", (), problem)
+            elif not one_way:
+                self._reply(message_id, "sendBlob", None)
+
+        opener = partial(hosted.visible.open_blob, oid, serial)
+        self._downloads.begin(hosted.run_with_blobs, opener, oid, serial, ended)
+
     def _pack(self, message_id: MessageId, one_way: bool, pack: Pack) -> None:
         hosted = self.hosted
         refusal: Exception | None = None
@@ -346,7 +407,10 @@ class Session:
             self._reply(message_id, "vote", value)
 
     def refuse(self, transaction: Transaction, problem: Exception) -> None:
-        message_id = self._awaited.pop(transaction.id, None)
+        self._refuse(transaction.id, problem)
+
+    def _refuse(self, id: Any, problem: Exception) -> None:
+        message_id = self._awaited.pop(id, None)
         if message_id is not None and not self._closed:
             self._failed(message_id, False, "vote", (), problem)
 
@@ -443,5 +507,8 @@ class Session:
         self._connection.close()
         if not self._slow:
             self.iterators.close()
+        self._downloads.close()
+        if self._uploads is not None:
+            self._uploads.close()
         if self.registered:
             self.hosted.disconnected(self)

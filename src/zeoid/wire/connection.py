@@ -13,6 +13,7 @@ The server speaks first: `ServerConnection.offer` is what to write when a connec
 carries the id of its call; a client's reply to nothing, or a call that is no one-way call, breaks the law.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from itertools import count
 from typing import Any, Final
@@ -122,6 +123,11 @@ class ServerConnection(_Connection):
         """The bytes of a one-way call to the client."""
         self._require_open()
         return frame(self._encode(0, ONE_WAY, name, args))
+
+    def caller(self) -> Callable[..., bytes]:
+        """What does as `call`, for another thread: a codec is one thread's."""
+        encode = codec_for(self.protocol.encode("ascii")).encode
+        return lambda name, *args: frame(encode(0, ONE_WAY, name, args))
 
 
 #: What a client gets for a message: the slot of the call it answers (None for a call by the server),

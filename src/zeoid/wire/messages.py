@@ -83,6 +83,10 @@ TEXT: Final = Kind("text", lambda value: type(value) in (str, bytes))
 INTEGER: Final = Kind("integer", _is_integer)
 NUMBER: Final = Kind("number", lambda value: type(value) is float or _is_integer(value))
 FLAG: Final = Kind("flag", _is_integer)
+#: ZODB's own tests write "no revision" as text.
+SERIAL: Final = Kind(
+    "tid or None", lambda value: value is None or _is_eight_bytes(value) or value == "\0" * 8
+)
 STATUS: Final = Kind("status", lambda value: type(value) in (str, bytes) and len(value) == 1)
 INTEGERS: Final = Kind(
     "integers", lambda value: type(value) in (list, tuple) and all(map(_is_integer, value))
@@ -250,6 +254,7 @@ SERVER_METHODS: Final = _table(
     Method("undoInfo", (("first", INTEGER), ("last", INTEGER), ("specification", SPECIFICATION)), 3, _P, _R,
            "the undoable transactions that match"),
     Method("undoLog", (("first", INTEGER), ("last", INTEGER)), 2, _P, _R, "the undoable transactions"),
+    Method("sendBlob", (_oid, _serial), 0, _P, _R, "send the blob of a revision, before the reply"),
     Method("iterator_start", (("start", _or_none(TID)), ("stop", _or_none(TID))), 2, _P, _R,
            "begin to iterate over transactions; the reply is the iterator's id"),
     Method("iterator_next", (("iterator", INTEGER),), 0, _P, _R, "the next transaction or None"),
@@ -260,13 +265,19 @@ SERVER_METHODS: Final = _table(
     Method("new_oids", (("count", INTEGER),), 1, _P, _W, "oids that were never used"),
     Method("tpc_begin", (_id, ("user", TEXT), ("description", TEXT), ("extension", EXTENSION),
                          ("tid", _or_none(TID)), ("status", STATUS)), 2, _P, _W, "begin a transaction"),
-    Method("storea", (_oid, ("serial", _or_none(TID)), _data, _id), 0, _P, _W, "write a revision"),
+    Method("storea", (_oid, ("serial", SERIAL), _data, _id), 0, _P, _W, "write a revision"),
     Method("restorea", (_oid, _serial, ("data", _or_none(DATA)), ("same_as", _or_none(TID)), _id), 0, _P, _W,
            "copy a revision of another storage"),
     Method("deleteObject", (_oid, _serial, _id), 0, _P, _W, "delete an object"),
     Method("checkCurrentSerialInTransaction", (_oid, _serial, _id), 0, _P, _W,
            "fail the vote unless the object is still at this revision"),
     Method("undoa", (("undone", DATA), _id), 0, _P, _W, "reverse a transaction"),
+    Method("storeBlobStart", (), 0, _P, _W, "a blob begins"),
+    Method("storeBlobChunk", (("chunk", DATA),), 0, _P, _W, "the next part of it"),
+    Method("storeBlobEnd", (_oid, ("serial", SERIAL), _data, _id), 0, _P, _W,
+           "that was all of it; it belongs to this record"),
+    Method("storeBlobShared", (_oid, ("serial", SERIAL), _data, ("filename", TEXT), _id), 0, _P, _W,
+           "write a revision whose blob is a file in the shared blob directory, beside the object's others"),
     Method("vote", (_id,), 0, _P, _W, "prepare; the reply lists resolved oids and conflicts to resolve"),
     Method("tpc_finish", (_id,), 0, _P, _W, "commit; the reply is the tid"),
     Method("tpc_abort", (_id,), 0, _P, _W, "forget the transaction"),
