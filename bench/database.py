@@ -38,15 +38,17 @@ class Database:
                 raise ValueError(f"the storage gave a wrong record for oid {u64(oid):#x}")
 
 
-def create(folder: Path, objects: int, size_bytes: int) -> Database:
+def create(
+    folder: Path, objects: int, size_bytes: int, objects_a_transaction: int = OBJECTS_A_TRANSACTION
+) -> Database:
     """A new Data.fs with so many objects."""
     database = Database(folder / "Data.fs", [p64(number) for number in range(1, objects + 1)], size_bytes)
     storage = FileStorage(str(database.path), create=True)
     try:
-        for start in range(0, objects, OBJECTS_A_TRANSACTION):
+        for start in range(0, objects, objects_a_transaction):
             transaction = TransactionMetaData()
             storage.tpc_begin(transaction)
-            for oid in database.oids[start : start + OBJECTS_A_TRANSACTION]:
+            for oid in database.oids[start : start + objects_a_transaction]:
                 storage.store(oid, z64, database.record(oid), "", transaction)
             storage.tpc_vote(transaction)
             storage.tpc_finish(transaction)

@@ -28,6 +28,8 @@ class Peer:
     title: str
     server: ServerProcess | None = None
     counts_loads = False
+    #: Where the server keeps blobs, if it is to: set before it is started.
+    blob_dir: Path | None = None
 
     @classmethod
     def missing(cls) -> str | None:
@@ -38,8 +40,8 @@ class Peer:
         """Start the server; the address that `client` takes."""
         raise NotImplementedError
 
-    def client(self, address: str) -> Any:
-        """A new client, connected, that has ZODB's storage interface."""
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
+        """A new client, connected, that has ZODB's storage interface; with this directory for its blobs."""
         raise NotImplementedError
 
     def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
@@ -77,8 +79,13 @@ class Zeoid(Peer):
 
     def start(self, folder: Path) -> str:
         command = [sys.executable, "-m", "zeoid", "serve", "-h", HOST, "-p", "0"]
-        if "--msgpack" in self._options():
+        options = self._options()
+        if "--msgpack" in options:
             command.append("--msgpack")
+        if self.blob_dir is not None:
+            if "--blob-dir" not in options:
+                raise PeerError("this version of `zeoid serve` keeps no blobs")
+            command += ["--blob-dir", str(self.blob_dir)]
         self.server = ServerProcess([*command, str(folder / "Data.fs")], folder / "zeoid.log")
         port = self.server.wait_for(rf"listening on {HOST}:(\d+)")[1]
         return f"{HOST}:{port}"
@@ -93,11 +100,11 @@ class Zeoid(Peer):
             raise PeerError(f"{' '.join(command)} ended with status {done.returncode}\n{done.stderr[-2000:]}")
         return done.stdout
 
-    def client(self, address: str) -> Any:
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
         from zeoid import ClientStorage
 
         host, _, port = address.rpartition(":")
-        return ClientStorage((host, int(port)), wait_timeout=CONNECT_TIMEOUT_S)
+        return ClientStorage((host, int(port)), wait_timeout=CONNECT_TIMEOUT_S, blob_dir=blob_cache)
 
     def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
         storage.prefetch(oids, before)
@@ -112,20 +119,25 @@ class ZEO(Peer):
 
     def start(self, folder: Path) -> str:
         configuration = folder / "zeo.conf"
+        blobs = "" if self.blob_dir is None else f"  blob-dir {self.blob_dir}\n"
         configuration.write_text(
             f"<zeo>\n  address {HOST}:0\n  msgpack true\n</zeo>\n"
-            f"<filestorage 1>\n  path {folder / 'Data.fs'}\n</filestorage>\n"
+            f"<filestorage 1>\n  path {folder / 'Data.fs'}\n{blobs}</filestorage>\n"
         )
         command = [sys.executable, "-m", "ZEO.runzeo", "-C", str(configuration)]
         self.server = ServerProcess(command, folder / "zeo.log")
         self.server.wait_for("listening on")  # the line holds the port that was asked for: 0
         return f"{HOST}:{listening_port(self.server.pid)}"
 
-    def client(self, address: str) -> Any:
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
         from ZEO.ClientStorage import ClientStorage  # type: ignore[import-untyped]
 
         host, _, port = address.rpartition(":")
-        storage = ClientStorage((host, int(port)), wait_timeout=CONNECT_TIMEOUT_S)
+        storage = ClientStorage(
+            (host, int(port)),
+            wait_timeout=CONNECT_TIMEOUT_S,
+            blob_dir=None if blob_cache is None else str(blob_cache),
+        )
         if storage.protocol_version[:1] != b"M":
             storage.close()
             raise PeerError("ZEO did not agree on msgpack")
@@ -145,7 +157,7 @@ class InProcess(Peer):
     def start(self, folder: Path) -> str:
         return str(folder / "Data.fs")
 
-    def client(self, address: str) -> Any:
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
         from ZODB.FileStorage import FileStorage
 
         return FileStorage(address)
@@ -164,7 +176,7 @@ class Bare(Peer):
         port = self.server.wait_for(rf"listening on {HOST}:(\d+)")[1]
         return f"{HOST}:{port}"
 
-    def client(self, address: str) -> Any:
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
         host, _, port = address.rpartition(":")
         return PingPong((host, int(port)))
 
@@ -214,7 +226,7 @@ class Lean(Peer):
         port = self.server.wait_for(rf"listening on {HOST}:(\d+)")[1]
         return f"{HOST}:{port}"
 
-    def client(self, address: str) -> Any:
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
         host, _, port = address.rpartition(":")
         return LeanClient((host, int(port)))
 
@@ -262,9 +274,9 @@ def serving(peer: Peer, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def connected(peer: Peer, address: str) -> Iterator[Any]:
+def connected(peer: Peer, address: str, blob_cache: Path | None = None) -> Iterator[Any]:
     """A client of the peer, closed at the end."""
-    client = peer.client(address)
+    client = peer.client(address, blob_cache)
     try:
         yield client
     finally:
