@@ -12,6 +12,8 @@ What happens to a session, and what follows:
     lost(reason)    the connection is gone; transactions are given up, iterators closed
 
 Owns the order of what is written. Must not know sockets: a `Wire` takes bytes and can be closed.
+
+Long because every way in which a call can end has to keep its place in that order.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ from ZODB.POSException import (
 )
 
 from zeoid import limits
+from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
 from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
 from zeoid.server.clients import Announcement, House, Wire
@@ -47,6 +50,7 @@ from zeoid.server.methods import (
     Slow,
 )
 from zeoid.server.reads import Reads
+from zeoid.server.streams import Grant
 from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
 from zeoid.wire.loads import REQUEST_BYTES as LOAD_BYTES
@@ -55,6 +59,8 @@ from zeoid.wire.messages import SERVER_METHODS, TRANSACTION, Phase
 
 log = logging.getLogger("zeoid.server")
 _ASKED = State.ASKED
+_FINISHING = TransactionState.FINISHING
+_HANDED_OVER = State.HANDED_OVER
 
 #: Errors that are part of normal life: the client is told, the log is not.
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
@@ -86,6 +92,8 @@ class Session:
         self._reads = Reads(self._read_ended)
         #: The storage that this client registered for. There is none before that.
         self.hosted: Hosted
+        #: What blob connections of this client may do.
+        self.grant: Grant
         self.registered = False
         self._answers_loads = False
         self._closed = False
@@ -156,6 +164,8 @@ class Session:
                 self._call(*calls.popleft())
             if self._connection.state is _ASKED:
                 self._report_status()
+            elif self._connection.state is _HANDED_OVER:
+                self._hand_over()
         except Exception:
             log.exception("%s: a fault in the server; the connection is closed", self.label)
             self.drop("internal error")
@@ -233,6 +243,7 @@ class Session:
             raise ReadOnlyError()
         self.read_only = read_only
         self.hosted = hosted
+        self.grant = Grant(hosted, read_only, self._peer)
         self.registered = True
         self._answers_loads = hosted.engine.inline
         self._connection.registered()
@@ -253,6 +264,18 @@ class Session:
         payload = json.dumps(status).encode("ascii")
         self._write(len(payload).to_bytes(4, "big") + payload)
         self.drop("")
+
+    def _hand_over(self) -> None:
+        grant = self._house.streams.redeem(self._connection.token)
+        if grant is None:
+            self.drop("what it wants to open a blob connection with is not good, or no longer")
+        elif not self._closed:
+            self._wire.hand_over(grant)
+            self._closed = True
+
+    def open_blob_connection(self) -> bytes:
+        """What the client is to open one with."""
+        return self._house.streams.token(self.grant)
 
     # Work in threads ------------------------------------------------------------------------------
 
@@ -344,11 +367,14 @@ class Session:
         message_id = self._awaited.pop(transaction.id, None)
         if message_id is not None and not self._closed:
             self._reply(message_id, "vote", value)
+        if transaction.state is _FINISHING:
+            self.grant.over(transaction.id)
 
     def refuse(self, transaction: Transaction, problem: Exception) -> None:
         message_id = self._awaited.pop(transaction.id, None)
         if message_id is not None and not self._closed:
             self._failed(message_id, False, "vote", (), problem)
+        self.grant.over(transaction.id)
 
     def tell(self, announcement: Announcement) -> None:
         if self._closed:
@@ -444,4 +470,5 @@ class Session:
         if not self._slow:
             self.iterators.close()
         if self.registered:
+            self._house.streams.end(self.grant)
             self.hosted.disconnected(self)

@@ -7,7 +7,7 @@ no reply may reveal it. So everything that reads goes through here. Owns the vis
 from base64 import decodebytes
 from binascii import Error as Base64Error
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from ZODB.POSException import POSKeyError
 
@@ -46,6 +46,11 @@ class Visible:
         if serial > self._tid:
             raise POSKeyError(oid)
         return self._engine.load_serial(oid, serial)
+
+    def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
+        if serial > self._tid:
+            raise POSKeyError(oid)
+        return self._engine.open_blob(oid, serial)
 
     def current_tid(self, oid: bytes) -> bytes:
         try:
