@@ -1,4 +1,4 @@
-"""A storage server with blobs, in a thread of this process, and the barest of clients of its blob connections.
+"""A storage server with blobs, in a thread of this process, and the barest client of its blob connections.
 
 Every wait has a deadline. Must not know what the tests expect.
 """
@@ -49,7 +49,7 @@ class BlobServer:
     def _run(self) -> None:
         try:
             serve_forever(
-                self.server, [TcpAddress("127.0.0.1", self.port)], on_ready=lambda loop: self._started(loop)
+                self.server, [TcpAddress("127.0.0.1", self.port)], on_ready=self._started
             )
         finally:
             self._ready.set()

@@ -22,7 +22,8 @@ from zeoid.client import streams
 from zeoid.errors import Disconnected
 
 LARGE = os.urandom(20_000_000)
-SIZES = [0, 1, limits.BLOB_INLINE_BYTES - 1, limits.BLOB_INLINE_BYTES, limits.BLOB_INLINE_BYTES + 1, len(LARGE)]
+INLINE = limits.BLOB_INLINE_BYTES
+SIZES = [0, 1, INLINE - 1, INLINE, INLINE + 1, len(LARGE)]
 Open = Callable[..., ClientStorage]
 
 

@@ -23,7 +23,7 @@ sizes = st.integers(0, (1 << 63) - 1)
 gets = st.builds(streams.Get, eight, eight, sizes)
 puts = st.builds(streams.Put, st.binary(min_size=1, max_size=64), st.binary(min_size=16, max_size=16), sizes)
 plain: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text() | st.binary() | st.floats(),
+    st.none() | st.booleans() | st.integers(-(1 << 63), 1 << 63) | st.text() | st.binary() | st.floats(),
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(), parts, max_size=3),
     max_leaves=12,
 )
