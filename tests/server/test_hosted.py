@@ -244,7 +244,8 @@ def test_the_storage_is_described(file_house: MemoryHouse) -> None:
     assert info.pop("interfaces") == engine.interfaces
     assert info == {
         "length": 2, "size": engine.size_bytes(), "name": engine.name, "supportsUndo": True,
-        "supports_record_iternext": True, "extensions": tuple(name for name in EXTENSIONS if name not in BLOB_EXTENSIONS),
+        "supports_record_iternext": True,
+        "extensions": tuple(name for name in EXTENSIONS if name not in BLOB_EXTENSIONS),
     }  # fmt: skip
 
 
