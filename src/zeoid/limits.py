@@ -17,6 +17,11 @@ NESTING: Final = 64
 #: Digits of the longest integer a message may hold (an oid has 64 bits).
 INTEGER_BYTES: Final = 32
 
+#: The largest message on a blob connection: what goes beside the blobs is short.
+BLOB_FRAME_BYTES: Final = 4096
+#: A blob of up to this size is sent in the reply that tells its size, and needs no leave to come.
+BLOB_INLINE_BYTES: Final = 64 * 1024
+
 # Server -----------------------------------------------------------------------------------------------
 
 #: A connection that has not registered after this time is closed.
@@ -78,6 +83,20 @@ BLOB_DOWNLOADS_PER_CONNECTION: Final = 4
 BLOB_THREADS: Final = 4
 #: No blob is taken that would leave less room on the disk: transactions need some.
 BLOB_FREE_BYTES: Final = 64 * 1024 * 1024
+#: Blob connections that are served at once, each by a thread; of one client there are no more, either.
+BLOB_STREAMS: Final = 16
+#: What a client is given to open one with is good for this long …
+BLOB_TOKEN_S: Final = 30.0
+#: … and a client has no more of them.
+BLOB_TOKENS_PER_CONNECTION: Final = 64
+#: A blob connection is closed when it was without a request, or when no byte of a blob moved, for this long.
+BLOB_STREAM_IDLE_S: Final = 30.0
+#: What is still read of a blob that can't be kept, so that its client hears why.
+BLOB_DISCARD_BYTES: Final = 64 * 1024 * 1024
+#: Blobs of one client that are here and that no transaction has yet; more are refused.
+BLOBS_UNCLAIMED: Final = 10_000
+#: Transactions of one client that are over: what still arrives for one of them is nobody's.
+BLOB_TRANSACTIONS_OVER: Final = 1000
 #: Client-made ids of transactions remembered, committed ones and refused ones each, for `outcome`.
 OUTCOMES: Final = 10_000
 #: Rounds of client-side conflict resolution. A stock client that still has conflicts after its ninth vote
@@ -152,6 +171,10 @@ READ_BYTES: Final = 64 * 1024
 #: A blob goes to a server in messages of this size, as from ZEO's client (larger ones its server takes more
 #: slowly). Between two of them other threads' messages go out.
 BLOB_CHUNK_BYTES: Final = 59_000
+#: Blob connections of one storage to a server that has the extension …
+BLOB_CONNECTIONS: Final = 4
+#: … each of which is closed when nothing went over it for this long.
+BLOB_CONNECTION_IDLE_S: Final = 10.0
 #: A download that breaks off with its connection is begun so often.
 BLOB_DOWNLOADS: Final = 3
 #: Whoever removes a file from the cache has it locked for two system calls. It is waited for in steps of this

@@ -24,6 +24,7 @@ from zeoid.server.clients import Done
 from zeoid.server.hosted import Hosted
 from zeoid.server.methods import ANSWERED_LATER
 from zeoid.server.session import Session
+from zeoid.server.streams import Streams
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT
 from zeoid.wire.connection import ClientConnection
@@ -197,6 +198,8 @@ class MemoryHouse:
         self.packs = Threads()
         #: Where files of blobs are written and read.
         self.blobs = Threads()
+        #: Blob connections have sockets, and there are none here; but tokens can be had.
+        self.streams = Streams(lambda run: None, self.clock)
         self.fatal: list[str] = []
         self.peers: list[Peer] = []
         self.engines = dict(engines or {"1": open_memory()})

@@ -265,7 +265,8 @@ def test_the_methods_are_those_of_a_stock_server() -> None:
 
 def test_an_extension_is_what_no_stock_server_has() -> None:
     assert EXTENSIONS == (
-        "tpc_prepare", "tpc_operate", "outcome", "checkpoint", "pack_status", "pack_cancel"
+        "tpc_prepare", "tpc_operate", "outcome", "checkpoint", "pack_status", "pack_cancel",
+            "blob_token", "blob_load",
     )  # fmt: skip
     assert not set(EXTENSIONS) & (set(registered_methods) | set(vars(ZEOStorage)))
 

@@ -134,7 +134,7 @@ class Part:
                 except OSError as problem:
                     self.problem = problem
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         with self._lock:
             self.received_bytes += len(data)
             if self._open and self.problem is None:

@@ -24,6 +24,7 @@ from zeoid.cache.cleaning import Cleaner
 from zeoid.client.attachments import BlobFile
 from zeoid.client.channel import Channel
 from zeoid.client.committing import Commit
+from zeoid.client.streams import Streams
 from zeoid.client.transfers import Downloads
 from zeoid.errors import ClientError, ConfigurationError, Disconnected, TimedOut
 from zeoid.model import NO_TID
@@ -39,6 +40,8 @@ class NoBlobs:
     fshelper: Any = None
     #: Whether blobs can be stored and loaded.
     supported = False
+    #: Where they travel, if the server knows how.
+    streams: Streams | None = None
 
     def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
         """Store a blob as part of a transaction. Its file is gone afterwards: it belongs to the storage."""
@@ -184,6 +187,7 @@ class CachedBlobs(_Blobs):
         self._cache = cache
         self._cleaner = cleaner
         self.fshelper = cache.fshelper
+        self.streams: Streams = Streams(timeout_s)
         self._reset()
         if cleaner is not None:
             cache.added = cleaner.added
@@ -196,11 +200,13 @@ class CachedBlobs(_Blobs):
 
     def after_fork(self) -> None:
         self._reset()
+        self.streams.after_fork()
         self._cache.after_fork()
         if self._cleaner is not None:
             self._cleaner.after_fork()
 
     def close(self) -> None:
+        self.streams.close()
         if self._cleaner is not None:
             self._cleaner.close(limits.CLOSE_TIMEOUT_S)
 
@@ -271,7 +277,10 @@ class CachedBlobs(_Blobs):
             for left in reversed(range(limits.BLOB_DOWNLOADS)):
                 channel = self._connect(self._timeout_s)
                 try:
-                    self._downloads.fetch(channel, oid, serial, part, self._timeout_s)
+                    if self.streams.lead_to(channel):
+                        self.streams.fetch(channel, oid, serial, part)
+                    else:
+                        self._downloads.fetch(channel, oid, serial, part, self._timeout_s)
                     break
                 except TimedOut:
                     raise

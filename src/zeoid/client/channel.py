@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zeoid import limits
+from zeoid.addresses import Address
 from zeoid.client.stream import Stream
 from zeoid.errors import Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.wire import faults
@@ -92,6 +93,8 @@ class Channel:
         self.alive = True
         #: What the server knows beyond ZEO's methods, as far as whoever opened this has found out.
         self.extensions: frozenset[str] = frozenset()
+        #: Where the server is, for those who open another connection to it.
+        self.address: Address | None = None
 
     # Opening --------------------------------------------------------------------------------------
 

@@ -26,9 +26,10 @@ from ZODB.POSException import ConflictError, POSError, UndoError
 from zeoid import limits
 from zeoid.client.attachments import Attachments, BlobFile
 from zeoid.client.channel import Channel
+from zeoid.client.streams import Streams
 from zeoid.client.transfers import upload
 from zeoid.errors import ClientError, Disconnected, OutcomeUnknown, ServerError, TimedOut, UnsendableValue
-from zeoid.wire.messages import CHECK_CURRENT, DATA, DELETE, OID, RESTORE, STORE, TID, UNDO
+from zeoid.wire.messages import ATTACH, CHECK_CURRENT, DATA, DELETE, OID, RESTORE, STORE, TID, UNDO
 
 #: (oid, committed serial, serial that was read, new data) → resolved data, or ConflictError
 Resolve = Callable[[bytes, bytes, bytes, bytes], bytes]
@@ -148,8 +149,9 @@ class Stock(_Way):
 class Extended(_Way):
     """As a server understands it that has `tpc_prepare`: all operations with the vote, in one message."""
 
-    def __init__(self, id: bytes, channel: Channel, timeout_s: float) -> None:
+    def __init__(self, id: bytes, channel: Channel, timeout_s: float, streams: Streams | None = None) -> None:
         super().__init__(id, channel, timeout_s)
+        self._streams = streams
         self._beginning: Beginning | None = None
         self._operations: list[Operation] = []
 
@@ -201,6 +203,13 @@ class Extended(_Way):
 
     def _args(self) -> tuple[bytes, Beginning | None, list[Operation]]:
         return self.id, self._beginning, self._operations
+
+    def attach(self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile) -> None:
+        if self._streams is not None and self._streams.lead_to(self.channel):
+            self.sent = True
+            self.add((ATTACH, oid, None, self._streams.send(self.channel, self.id, file.path), None))
+        else:
+            super().attach(oid, serial, data, file)
 
     def _was_sent(self) -> None:
         self._beginning = None

@@ -253,6 +253,7 @@ class Link:
         log.log(logging.DEBUG if self._failure else logging.INFO, "trying to connect to %s", address)
         coding = self._coding or ("Z5" if address in self._plain else "M5")
         channel = Channel(connect(address, self._connect_timeout_s), coding=coding, peer=str(address))
+        channel.address = address
         with self._changed:
             self._channels.add(channel)
             closed = self.closed

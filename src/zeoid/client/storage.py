@@ -394,7 +394,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             number = next(self._numbers)
             way: Stock | Extended
             if extended:
-                way = Extended(self._id_prefix + number.to_bytes(8, "big"), channel, self._timeout_s)
+                way = Extended(
+                    self._id_prefix + number.to_bytes(8, "big"), channel, self._timeout_s, self._blobs.streams
+                )
             else:
                 way = Stock(number, channel, self._timeout_s)
             commit = Commit(transaction, way, self._view.last_tid(), self._label)

@@ -7,6 +7,7 @@ from zeoid.commit.actions import Transaction
 
 if TYPE_CHECKING:
     from zeoid.server.hosted import Hosted
+    from zeoid.server.streams import Grant, Streams
 
 #: What is called with the result of work in a thread, or with the exception.
 Done = Callable[[Any, BaseException | None], None]
@@ -55,10 +56,14 @@ class Wire(Protocol):
 
     def read_on(self) -> None: ...
 
+    def hand_over(self, grant: "Grant") -> None:
+        """It is a blob connection from now on, and no business of the session's any more."""
+
 
 class House(Protocol):
     """What a session needs of the server around it."""
 
     storages: dict[str, "Hosted"]
+    streams: "Streams"
 
     def pack(self, hosted: "Hosted", time: float, done: Callable[[BaseException | None], None]) -> None: ...

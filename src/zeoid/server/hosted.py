@@ -7,6 +7,8 @@ thread. Engines that are exclusive do everything at once, unless a pack holds th
 threads with an engine that may have to wait: what is exclusive to the one for batches, in order, and reading
 to some of its own. Knows sessions by few methods only (see `Client`), so that tests can pass anything that
 has them.
+
+Long because all of a storage's actions are carried out in one order, which has to be seen in one place.
 """
 
 import logging
@@ -36,6 +38,7 @@ from zeoid.commit.actions import (
 )
 from zeoid.commit.invalidations import InvalidationLog
 from zeoid.commit.transactions import Transactions
+from zeoid.model import StagedBlob
 from zeoid.ports import Clock, Engine, Prepared
 from zeoid.ports import Commit as Committing
 from zeoid.server.clients import Announcement, Client, Done, RunInThread
@@ -45,11 +48,12 @@ from zeoid.server.polling import Polling
 from zeoid.server.sizes import Sizes
 from zeoid.server.visible import Visible
 from zeoid.server.wording import told, told_oids
-from zeoid.wire.messages import EXTENSIONS
+from zeoid.wire.messages import BLOB_EXTENSIONS, EXTENSIONS
 
 log = logging.getLogger("zeoid.server")
 #: Where people who come from ZEO look for this one line.
 timeout_log = logging.getLogger("ZEO.StorageServer")
+_WITHOUT_BLOBS = tuple(name for name in EXTENSIONS if name not in BLOB_EXTENSIONS)
 
 
 class Hosted:
@@ -130,6 +134,11 @@ class Hosted:
     def disconnected(self, client: Client) -> None:
         self.clients.discard(client)
         self.perform(self.transactions.gone(client, *self._now()))
+
+    def discard(self, blobs: Sequence[StagedBlob]) -> None:
+        """Remove what a client sent and no transaction will have."""
+        if blobs:
+            self.perform([Discard(blobs)])
 
     def tick(self) -> None:
         """Time has passed: see to the deadlines, and to what happened in the background."""
@@ -393,7 +402,7 @@ class Hosted:
             "supportsUndo": self.engine.supports_undo,
             "supports_record_iternext": self.engine.supports_record_iteration,
             "interfaces": self.engine.interfaces,
-            "extensions": EXTENSIONS,
+            "extensions": EXTENSIONS if self.engine.has_blobs else _WITHOUT_BLOBS,
         }
 
     def pack_begins(self, time_s: float = 0.0) -> Pack:

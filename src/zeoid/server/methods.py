@@ -2,18 +2,23 @@
 
 `METHODS` has a function for every row of `wire.messages.SERVER_METHODS`. Each takes the session and the
 checked arguments, and returns the value to reply with, `LATER` (the hosted storage answers), or
-work that must not hold up the event loop (`Slow`, `Read`, `Pack`).
+work that must not hold up the event loop (`Slow`, `Read`, `Download`, `Pack`).
+
+Long because it has a function for every method of the protocol.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from ZODB.POSException import ReadOnlyError
+from ZODB.POSException import ReadOnlyError, StorageError, StorageTransactionError, Unsupported
 
+from zeoid import limits
 from zeoid.errors import InvalidCall
 from zeoid.model import (
     MAX_TID,
     NO_TID,
+    AttachBlob,
     CheckCurrent,
     Delete,
     Operation,
@@ -272,6 +277,7 @@ def tpc_abort(session: "Session", id: Any) -> None:
     if session.has_uploads:
         session.abort_uploads(id)
     session.hosted.abort(session, id)
+    session.grant.over(id)
 
 
 def operate(
@@ -281,6 +287,7 @@ def operate(
         tpc_begin(session, id, *begin)
     made: list[Operation] = []
     stores = 0
+    missing: Exception | None = None
     for kind, oid, serial, data, same_as in operations:
         if kind == messages.STORE:
             made.append(Store(oid, serial or NO_TID, data))
@@ -293,11 +300,23 @@ def operate(
             stores += 1
         elif kind == messages.CHECK_CURRENT:
             made.append(CheckCurrent(oid, serial))
-        else:
+        elif kind == messages.UNDO:
             made.append(Undo(data))
+        else:
+            try:
+                made.append(AttachBlob(oid, session.grant.staged.claim(id, data)))
+            except StorageError as problem:
+                missing = problem
+    transactions = session.hosted.transactions
     if made:
         session.hosted.counts.stores += stores
-        session.hosted.transactions.operate(session, id, *made)
+        try:
+            transactions.operate(session, id, *made)
+        except StorageTransactionError:
+            session.hosted.discard([each.blob for each in made if isinstance(each, AttachBlob)])
+            raise
+    if missing is not None:
+        transactions.break_(session, id, missing)
 
 
 def prepare(
@@ -317,6 +336,26 @@ def checkpoint(session: "Session") -> Slow:
     if session.read_only:
         raise ReadOnlyError()
     return Slow(session.hosted.engine.checkpoint)
+
+
+# Blobs, beside what ZEO knows --------------------------------------------------------------------------
+
+
+def blob_token(session: "Session") -> bytes:
+    if not session.hosted.engine.has_blobs:
+        raise Unsupported("this storage keeps no blobs")
+    return session.open_blob_connection()
+
+
+def blob_load(session: "Session", oid: bytes, serial: bytes, most: int) -> Slow:
+    visible = session.hosted.visible
+    return Slow(lambda: _small_blob(visible.open_blob(oid, serial), min(most, limits.BLOB_INLINE_BYTES)))
+
+
+def _small_blob(file: BinaryIO, most_bytes: int) -> tuple[int, bytes | None]:
+    with file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        return size_bytes, file.read() if size_bytes <= most_bytes else None
 
 
 # The rest ---------------------------------------------------------------------------------------------
@@ -396,6 +435,8 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "tpc_prepare": prepare,
     "outcome": outcome,
     "checkpoint": checkpoint,
+    "blob_token": blob_token,
+    "blob_load": blob_load,
     "pack": pack,
     "pack_status": pack_status,
     "pack_cancel": pack_cancel,

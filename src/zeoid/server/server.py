@@ -23,6 +23,7 @@ from zeoid.server import listening
 from zeoid.server.clients import Done, RunInThread
 from zeoid.server.hosted import Hosted
 from zeoid.server.session import Session
+from zeoid.server.streams import Grant, Streams
 
 log = logging.getLogger("zeoid.server")
 
@@ -149,6 +150,15 @@ class _Transport(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(session.drop, "it does not read what it is sent")
             self.abort()
 
+    def hand_over(self, grant: Grant) -> None:
+        transport = self._transport
+        assert transport is not None
+        transport.pause_reading()
+        # Both lead to the same connection, which stays open when the loop closes its own.
+        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        self.abort()
+        self._server.streams.serve(sock, grant, asyncio.get_running_loop().call_soon_threadsafe)
+
     def close(self) -> None:
         self._writable = False
         if self._transport is not None:
@@ -197,6 +207,8 @@ class StorageServer:
         self._slow = ThreadPoolExecutor(limits.SLOW_REQUEST_THREADS, "zeoid-slow")
         self._threads: list[ThreadPoolExecutor] = [self._slow]
         self._with_blobs: ThreadPoolExecutor | None = None
+        blob_connections = self._thread("zeoid-blob-connection", limits.BLOB_STREAMS)
+        self.streams = Streams(blob_connections.submit, clock or SystemClock())
         self._stopping: asyncio.Event | None = None
         self._stop_asked = False
         self._failure = ""

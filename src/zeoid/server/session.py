@@ -34,6 +34,7 @@ from ZODB.POSException import (
 )
 
 from zeoid import limits
+from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
 from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
 from zeoid.server.clients import Announcement, House, Wire
@@ -53,6 +54,7 @@ from zeoid.server.methods import (
     Slow,
 )
 from zeoid.server.reads import Reads
+from zeoid.server.streams import Grant
 from zeoid.server.uploads import Uploads
 from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
@@ -62,6 +64,8 @@ from zeoid.wire.messages import SERVER_METHODS, TRANSACTION, Phase
 
 log = logging.getLogger("zeoid.server")
 _ASKED = State.ASKED
+_FINISHING = TransactionState.FINISHING
+_HANDED_OVER = State.HANDED_OVER
 
 #: Errors that are part of normal life: the client is told, the log is not.
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
@@ -96,6 +100,8 @@ class Session:
         self._downloads = Downloads(self._connection.caller, self._write)
         #: The storage that this client registered for. There is none before that.
         self.hosted: Hosted
+        #: What blob connections of this client may do.
+        self.grant: Grant
         self.registered = False
         self._answers_loads = False
         self._closed = False
@@ -174,6 +180,8 @@ class Session:
                 self._call(*calls.popleft())
             if self._connection.state is _ASKED:
                 self._report_status()
+            elif self._connection.state is _HANDED_OVER:
+                self._hand_over()
         except Exception:
             log.exception("%s: a fault in the server; the connection is closed", self.label)
             self.drop("internal error")
@@ -253,6 +261,7 @@ class Session:
             raise ReadOnlyError()
         self.read_only = read_only
         self.hosted = hosted
+        self.grant = Grant(hosted, read_only, self._peer)
         self.registered = True
         self._answers_loads = hosted.engine.inline
         self._connection.registered()
@@ -273,6 +282,18 @@ class Session:
         payload = json.dumps(status).encode("ascii")
         self._write(len(payload).to_bytes(4, "big") + payload)
         self.drop("")
+
+    def _hand_over(self) -> None:
+        grant = self._house.streams.redeem(self._connection.token)
+        if grant is None:
+            self.drop("what it wants to open a blob connection with is not good, or no longer")
+        elif not self._closed:
+            self._wire.hand_over(grant)
+            self._closed = True
+
+    def open_blob_connection(self) -> bytes:
+        """What the client is to open one with."""
+        return self._house.streams.token(self.grant)
 
     # Work in threads ------------------------------------------------------------------------------
 
@@ -405,6 +426,8 @@ class Session:
         message_id = self._awaited.pop(transaction.id, None)
         if message_id is not None and not self._closed:
             self._reply(message_id, "vote", value)
+        if transaction.state is _FINISHING:
+            self.grant.over(transaction.id)
 
     def refuse(self, transaction: Transaction, problem: Exception) -> None:
         self._refuse(transaction.id, problem)
@@ -413,6 +436,7 @@ class Session:
         message_id = self._awaited.pop(id, None)
         if message_id is not None and not self._closed:
             self._failed(message_id, False, "vote", (), problem)
+        self.grant.over(id)
 
     def tell(self, announcement: Announcement) -> None:
         if self._closed:
@@ -511,4 +535,5 @@ class Session:
         if self._uploads is not None:
             self._uploads.close()
         if self.registered:
+            self._house.streams.end(self.grant)
             self.hosted.disconnected(self)

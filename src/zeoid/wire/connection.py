@@ -5,6 +5,7 @@ States and what moves them (anything else is a PeerError, after which the connec
     end     state      receives                   writes           becomes
     server  OFFERED    an answer: M5 or Z5        -                OPEN
     server  OFFERED    `ruok`                     -                ASKED (for its status, as one JSON message)
+    server  OFFERED    `B5` and a token           -                HANDED_OVER (to `streams`)
     server  OPEN       calls, heartbeats          replies, calls   OPEN
     client  WAITING    an offer: M5 or Z5         the answer       OPEN
     client  OPEN       replies, one-way calls     calls            OPEN
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from zeoid import limits
 from zeoid.errors import PeerError, UnknownProtocol
-from zeoid.wire import faults, loads
+from zeoid.wire import faults, loads, streams
 from zeoid.wire.codec import FAULT, HEARTBEAT_ID, ONE_WAY, REPLY, Codec, Message, MessageId, codec_for
 from zeoid.wire.frames import FrameReader, frame
 
@@ -33,6 +34,7 @@ class State(Enum):
     OFFERED = "offered"
     WAITING = "waiting for an offer"
     ASKED = "asked for its status"
+    HANDED_OVER = "handed over"
     OPEN = "open"
     CLOSED = "closed"
 
@@ -76,10 +78,12 @@ class _Connection:
 class ServerConnection(_Connection):
     """The server's end."""
 
-    __slots__ = ("offer",)
+    __slots__ = ("offer", "token")
 
     def __init__(self, offer: str, frame_limit: int = limits.FRAME_BYTES) -> None:
         super().__init__(State.OFFERED, frame_limit)
+        #: What a blob connection was opened with.
+        self.token = b""
         #: The first bytes to write.
         self.offer = frame(offer.encode("ascii"))
 
@@ -98,8 +102,13 @@ class ServerConnection(_Connection):
                     raise PeerError(f"a message on a connection that is {self.state.value}")
                 elif payload == STATUS_REQUEST:
                     self.state = State.ASKED
+                elif token := streams.token_of(payload):
+                    self.token = token
+                    self.state = State.HANDED_OVER
                 else:
                     self._agree(codec_for(payload))
+            if self.state is State.HANDED_OVER and self._reader.rest:
+                raise PeerError("something follows the token of a blob connection")
         except PeerError:
             self.close()
             raise

@@ -102,8 +102,11 @@ TRANSACTION: Final = Kind(
 #: One that must be unique, because it names the transaction on any connection.
 CLIENT_MADE: Final = Kind("client-made id", lambda value: type(value) is bytes and 0 < len(value) <= 64)
 
+#: What a client calls a blob that it sends ahead of its transaction. It is random.
+BLOB_NAME: Final = Kind("blob name", lambda value: type(value) is bytes and len(value) == 16)
+
 #: The kinds of an operation of `tpc_prepare`.
-STORE, RESTORE, DELETE, CHECK_CURRENT, UNDO = range(5)
+STORE, RESTORE, DELETE, CHECK_CURRENT, UNDO, ATTACH = range(6)
 
 
 def _is_beginning(value: Any) -> bool:
@@ -140,6 +143,10 @@ def _are_operations(value: Any) -> bool:
             continue
         if type(oid) is not bytes or len(oid) != 8:
             return False
+        if kind == ATTACH:
+            if serial is not None or same_as is not None or not BLOB_NAME.test(data):
+                return False
+            continue
         if (type(serial) is not bytes or len(serial) != 8) and (serial is not None or kind != STORE):
             return False
         if kind == STORE:
@@ -299,6 +306,10 @@ SERVER_METHODS: Final = _table(
     Method("pack_cancel", (), 0, _P, _A,
            "give up the pack that is under way; the reply is None, or says why that can't be",
            extension=True),
+    Method("blob_token", (), 0, _P, _R, "what opens one blob connection, within `BLOB_TOKEN_S`",
+           extension=True),
+    Method("blob_load", (_oid, _serial, ("most", INTEGER)), 0, _P, _R,
+           "the size of a blob, and its content unless it is larger than most", extension=True),
 )  # fmt: skip
 
 #: What a server may call, one-way, on a client.
@@ -313,3 +324,5 @@ CLIENT_METHODS: Final = _table(
 
 #: What a server knows beyond ZEO's methods; the reply to `get_info` names them.
 EXTENSIONS: Final = tuple(method.name for method in SERVER_METHODS.values() if method.extension)
+#: Of these, what it knows only where its storage has blobs.
+BLOB_EXTENSIONS: Final = ("blob_token", "blob_load")
