@@ -125,6 +125,56 @@ def test_blobs_of_a_stock_server(site: Site, tmp_path: Path, capsys: pytest.Capt
     assert contents_of_file(server.data_file, server_blobs) == expected
 
 
+#: The class that each leg of the chain writes to, and how its setup gets it.
+FILE = "FileStorage"
+CLIENT = "__import__('zeoid').ClientStorage"
+RELSTORAGE = "__import__('relstorage.storage').storage.RelStorage"
+
+
+@pytest.mark.parametrize("killed", [None, FILE, CLIENT, RELSTORAGE], ids=["whole", "file", "server", "sql"])
+def test_the_whole_chain(site: Site, tmp_path: Path, peers: Peers, killed: str | None) -> None:
+    """ZEO's server, a file, our server, a database, and a file again; nothing is another in the end.
+
+    One of the legs is killed in the middle of its eighth commit, and then gone on with.
+    """
+    stock = Server("stock", tmp_path / "stock", blobs="bushy")
+    stock.folder.mkdir()
+    assert copy(site.path, stock.data_file, "--source-blobs", site.blobs, "--destination-blobs",
+                stock.blob_dir()) == 0  # fmt: skip
+    ours = peers.server("zeoid", blobs="bushy")
+    (tmp_path / "sql.conf").write_text(
+        f"%import relstorage\n<relstorage>\nkeep-history true\nblob-dir {tmp_path}/sql-blobs\n"
+        f"<sqlite3>\ndata-dir {tmp_path}/sql\n</sqlite3>\n</relstorage>\n"
+    )
+
+    def leg(kind: str, source: object, destination: object, *blobs: object) -> None:
+        if kind == killed:
+            setup = f"at({kind}, 'tpc_finish', 8, send(signal.SIGKILL))"
+            assert copy_with(setup, source, destination, *blobs).returncode == -signal.SIGKILL
+        assert copy(source, destination, *blobs) == 0
+
+    def ours_with(cache: str) -> str:
+        return f"zeoid://{address(ours)}?blob_dir={tmp_path}/{cache}"
+
+    first, last = tmp_path / "first.fs", tmp_path / "last.fs"
+    first_blobs, last_blobs = tmp_path / "first-blobs", tmp_path / "last-blobs"
+    stock.start()
+    try:
+        leg(
+            FILE, f"zeo://{address(stock)}?blob_dir={tmp_path}/stock-cache", first,
+            "--destination-blobs", first_blobs,
+        )  # fmt: skip
+    finally:
+        stock.stop()
+    leg(CLIENT, first, ours_with("up"), "--source-blobs", first_blobs)
+    leg(RELSTORAGE, ours_with("down"), tmp_path / "sql.conf")
+    leg("", tmp_path / "sql.conf", last, "--destination-blobs", last_blobs)
+    ours.stop()
+    expected = contents_of_file(site.path, site.blobs)
+    assert contents_of_file(ours.data_file, ours.blob_dir()) == expected
+    assert contents_of_file(last, last_blobs) == expected
+
+
 def test_by_uris(site: Site, tmp_path: Path) -> None:
     source = f"file://{site.path}?blobstorage_dir={site.blobs}"
     assert copy(source, f"file://{tmp_path}/copy.fs?blobstorage_dir={tmp_path}/copy-blobs") == 0

@@ -22,6 +22,8 @@ import ZODB.tests.testblob
 from tests.peers import CODINGS, Coding, Kind, Layout, Peers
 
 TESTS = 20
+#: More where blobs can be copied into a client's storage: ZEO's protocol has no way to.
+RECOVERY_TESTS = 1
 STORAGES = 40
 
 
@@ -60,7 +62,10 @@ def main(client: Kind, server: Kind, mode: str, layout: Layout) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         peers = stack.enter_context(Peers(folder))
         stage = Stage(peers, client, server, mode == "shared", layout)
-        suite = ZODB.tests.testblob.storage_reusable_suite("Zeoid", stage.storage)
+        recovery = client == server == "zeoid"
+        suite = ZODB.tests.testblob.storage_reusable_suite(
+            "Zeoid", stage.storage, test_blob_storage_recovery=recovery
+        )
         result = unittest.TextTestRunner(verbosity=2).run(suite)
         bad = len(result.failures) + len(result.errors)
         print(f"ran {result.testsRun}, skipped {len(result.skipped)}, failed {bad}, storages {stage.made}")

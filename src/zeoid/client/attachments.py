@@ -44,8 +44,9 @@ class Attachments:
         #: How many of them the server may have heard of.
         self._sent = 0
 
-    def add(self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile) -> None:
-        """The transaction has this blob. Its file will be discarded, whatever fails next."""
+    def add(self, operation: tuple[Any, ...], file: BlobFile) -> None:
+        """The record of *operation* has this blob. Its file will be discarded, whatever fails next."""
+        _, oid, serial, data, _ = operation
         self._blobs.append((oid, serial, data, file))
 
     def send_last(self) -> None:

@@ -23,11 +23,10 @@ from zeoid.cache.blobs import LAYOUT, OURS, BlobCache, Part
 from zeoid.cache.cleaning import Cleaner
 from zeoid.client.attachments import BlobFile
 from zeoid.client.channel import Channel
-from zeoid.client.committing import Commit
+from zeoid.client.committing import Commit, Operation
 from zeoid.client.streams import Streams
 from zeoid.client.transfers import Downloads
 from zeoid.errors import ClientError, ConfigurationError, Disconnected, TimedOut
-from zeoid.model import NO_TID
 
 #: A verified connection to a server that has blobs, waited for at most so many seconds.
 Connect = Callable[[float], Channel]
@@ -43,8 +42,8 @@ class NoBlobs:
     #: Where they travel, if the server knows how.
     streams: Streams | None = None
 
-    def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
-        """Store a blob as part of a transaction. Its file is gone afterwards: it belongs to the storage."""
+    def store(self, commit: Commit, operation: Operation, filename: str) -> None:
+        """Store a blob with the record of *operation*. Its file is gone afterwards: it is the storage's."""
         raise self._refusal()
 
     def path(self, oid: bytes, serial: bytes) -> str:
@@ -79,12 +78,11 @@ class _Blobs(NoBlobs):
         self._connect = connect
         self._timeout_s = timeout_s
 
-    def store(self, commit: Commit, oid: bytes, serial: Any, data: bytes, filename: str) -> None:
-        if serial == "\0" * 8:  # ZODB's own tests write "nothing" as text
-            serial = NO_TID
+    def store(self, commit: Commit, operation: Operation, filename: str) -> None:
         commit.check_alive()
         self._connect(self._timeout_s)
-        commit.store_blob(oid, serial, data, self._file(oid), filename)
+        assert operation[1] is not None
+        commit.store_blob(operation, self._file(operation[1]), filename)
 
     def _file(self, oid: bytes) -> BlobFile:
         """What the application's file becomes."""

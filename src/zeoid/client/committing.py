@@ -21,7 +21,7 @@ import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from ZODB.POSException import ConflictError, POSError, UndoError
+from ZODB.POSException import ConflictError, POSError, UndoError, Unsupported
 
 from zeoid import limits
 from zeoid.client.attachments import Attachments, BlobFile
@@ -257,14 +257,14 @@ class Commit:
             assert oid is not None
             self.written[oid] = data if kind == STORE else None
 
-    def store_blob(
-        self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile, filename: str
-    ) -> None:
-        """Store an object with the blob in *filename*, which becomes *file* and the transaction's."""
+    def store_blob(self, operation: Operation, file: BlobFile, filename: str) -> None:
+        """Store or restore an object with the blob in *filename*, which becomes *file*, the transaction's."""
+        if operation[0] == RESTORE and not isinstance(self._way, Extended):
+            raise Unsupported(f"{self._way.channel.peer} can't take copies of blobs: ZEO has no way to")
         self.check_alive()
-        self.blobs.add(oid, serial, data, file)
+        self.blobs.add(operation, file)
         file.take(filename)
-        self.operate(STORE, oid, serial, data)
+        self.operate(*operation)
         self.blobs.send_last()
 
     def check_alive(self) -> None:

@@ -23,7 +23,7 @@ from ZODB.POSException import POSError, ReadOnlyError, StorageError, StorageTran
 
 from zeoid import limits
 from zeoid.errors import InvalidCall
-from zeoid.model import AttachBlob, StagedBlob, Store
+from zeoid.model import AttachBlob, Restore, StagedBlob, Store
 from zeoid.ports import BlobWriter
 from zeoid.server.hosted import Hosted
 
@@ -117,9 +117,8 @@ class Uploads:
         """Stock clients have sent it already, as any other record."""
         transactions = self._session.hosted.transactions
         transaction = transactions.find(self._session, id)
-        if transaction is not None and any(
-            type(each) is Store and each.oid == record.oid for each in reversed(transaction.operations)
-        ):
+        operations = [] if transaction is None else transaction.operations
+        if any(isinstance(each, Store | Restore) and each.oid == record.oid for each in reversed(operations)):
             return
         transactions.operate(self._session, id, record)
 
