@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.pack_million import ERASE, SHORT, Made, Plan, lies, percent_at, read, run
+from tests.pack_million.bar import ERASE, lies, percent_at, read
+from tests.pack_million.database import Made
+from tests.pack_million.run import SHORT, run
 
 MADE = Made(objects=1000, first_leaf=4, live=800, size_bytes=10_000_000, removable_bytes=3_000_000)
-LONG = Plan(objects=1000, commits_before=0, long=True)
 FULL = "#" * 30
 BEGINNING = f"[{'.' * 30}]   0 %  reading  0 of 10 MB  0 s"
 TRACING = f"[{'#' * 12 + '.' * 18}]  40 %  tracing  300 of 1,000 objects  1 s"
@@ -22,11 +23,11 @@ def written(*frames: str) -> bytes:
     return b"".join(ERASE + frame.encode() for frame in frames) + b"\r\nbelow\r\n"
 
 
-def lies_of(*frames: str, plan: Plan = LONG, times_s: tuple[float, ...] = ()) -> list[str]:
+def lies_of(*frames: str, times_s: tuple[float, ...] = ()) -> list[str]:
     # The second frame is there at half of the time.
     seen = read(written(*frames), times_s or [n if n < 2 else 10.0 + n for n in range(len(frames))])
     assert seen.last_lines == ["below"]
-    return list(lies(seen, MADE, plan))
+    return list(lies(seen, MADE, long=True))
 
 
 def test_a_pack_shows_what_is_so(tmp_path: Path) -> None:
