@@ -88,6 +88,11 @@ def test_a_bar_is_full_at_the_end_only() -> None:
         ({"phase": "tracing", "objects": 9, "objects_total": 1234}, "50 %  tracing  9 of 1,234 objects  "),
         ({"cancelling": True}, "50 %  cancelling  "),
         ({"phase": "packing", "percent": None, "bytes_total": 0}, "packing  1,234 s"),
+        (
+            {"state": "done", "percent": 100.0, "phase": "copying", "objects": 1000, "objects_total": 1234},
+            "100 %  done  1,000 of 1,234 objects stay  1,234 s",
+        ),
+        ({"state": "done", "percent": 100.0, "objects_total": 1234}, "100 %  done  1,234 s"),
     ],
 )  # fmt: skip
 def test_how_far_it_is_in_words(given: dict[str, Any], words: str) -> None:
@@ -112,6 +117,24 @@ def test_on_a_terminal_one_line_is_written_over(monkeypatch: pytest.MonkeyPatch)
     assert (first, second, last) == (
         bar(status(percent=10.0))[:39], bar(status(percent=20.0))[:39], ""
     )  # fmt: skip
+
+
+def test_a_terminal_keeps_the_full_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = status(state="done", percent=100.0, objects=7, objects_total=9)
+    stream = Terminal()
+    display = Display(stream)
+    display.show(status(percent=99.9))
+    display.clear()
+    display.finish(done)
+    assert stream.getvalue().endswith(f"\r\x1b[K\r\x1b[K{bar(done)}\n")
+    assert bar(done) == f"[{'#' * 30}] 100 %  done  7 of 9 objects stay  1,234 s"
+
+
+def test_elsewhere_the_end_is_no_bar() -> None:
+    stream = io.StringIO()
+    Display(stream).finish(status(state="done", percent=100.0))
+    assert stream.getvalue() == ""
 
 
 def test_elsewhere_there_is_a_line_now_and_then() -> None:

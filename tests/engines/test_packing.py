@@ -323,6 +323,7 @@ def test_commits_and_loads_go_on(path: Path, start: Start, monkeypatch: pytest.M
     assert len(committed) > 10 * waiting
     percents = [step.percent or 0.0 for step in watcher.steps]
     assert percents == sorted(percents), "it gets no less though the file grows"
+    assert all(step.bytes <= step.bytes_total for step in watcher.steps), "nor more than there is"
     assert [told[0] for told in database.told()[-len(committed) :]] == committed
     assert database.data(LIVE[7]) == record(b"%d" % (len(committed) - 1))
     told = database.told()

@@ -59,8 +59,7 @@ class Display:
 
     def show(self, status: Status) -> None:
         if self._terminal:
-            line = bar(status)[: shutil.get_terminal_size().columns - 1]
-            print(f"\r\x1b[K{line}", end="", file=self._stream, flush=True)
+            print(f"\r\x1b[K{_fitting(bar(status))}", end="", file=self._stream, flush=True)
         elif self._clock() - self._told_s >= limits.PACK_TELL_S:
             self._told_s = self._clock()
             print(told(status), file=self._stream, flush=True)
@@ -69,9 +68,19 @@ class Display:
         """One line, in the place of the bar if there is one."""
         print(f"\r\x1b[K{line}" if self._terminal else line, file=self._stream, flush=True)
 
+    def finish(self, status: Status) -> None:
+        """The pack is done: a terminal keeps the full bar, elsewhere there is nothing to add."""
+        if self._terminal:
+            self.say(_fitting(bar(status)))
+
     def clear(self) -> None:
         if self._terminal:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+
+def _fitting(line: str) -> str:
+    """What is longer than the terminal is wide could not be written over."""
+    return line[: shutil.get_terminal_size().columns - 1]
 
 
 def bar(status: Status) -> str:
@@ -85,8 +94,12 @@ def bar(status: Status) -> str:
 def told(status: Status) -> str:
     """How far a pack is, in words."""
     parts = [] if status["percent"] is None else [f"{int(status['percent']):3} %"]
-    parts.append("cancelling" if status["cancelling"] else status["phase"])
-    if status["phase"] == "tracing":
+    done = status["state"] == "done"
+    parts.append("done" if done else "cancelling" if status["cancelling"] else status["phase"])
+    if done:
+        if status["objects"]:  # none: the storage can't tell, or there was nothing to do
+            parts.append(f"{status['objects']:,} of {status['objects_total']:,} objects stay")
+    elif status["phase"] == "tracing":
         parts.append(f"{status['objects']:,} of {status['objects_total']:,} objects")
     elif status["bytes_total"]:
         parts.append(f"{status['bytes'] / 1e6:,.0f} of {status['bytes_total'] / 1e6:,.0f} MB")
@@ -126,6 +139,7 @@ class _Command:
         if ended is None:
             return 1
         if ended["state"] == "done":
+            self._display.finish(ended)
             self._packed(ended["size_before"], ended["size_after"], ended["seconds"])
             return 0
         if ended["state"] == "cancelled":

@@ -174,6 +174,7 @@ class _Packer(_Watched, FileStoragePacker):  # type: ignore[misc]
                 ipos = self.copyOne(ipos)
             self._sync_copy()
         lock.acquire()
+        self._watch.size_bytes = self._storage._pos  # that is all: nobody adds to it now
         try:
             super().copyRest(ipos)
         except BaseException:
