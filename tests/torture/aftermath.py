@@ -15,7 +15,7 @@ from ZODB.FileStorage import FileStorage
 from ZODB.scripts import fstest
 
 from tests.torture.checker import Found
-from tests.torture.objects import POPULATING, STORAGES, data_file
+from tests.torture.objects import POPULATING, STORAGES, blob_dir, data_file
 
 
 def read(folder: Path) -> tuple[dict[str, Found], list[str]]:
@@ -27,8 +27,9 @@ def read(folder: Path) -> tuple[dict[str, Found], list[str]]:
         try:
             fstest.check(str(path))
             problems += [f"storage {storage}: {problem}" for problem in _index_problems(path)]
-            found[storage], objects = _read(path)
-            problems += [f"storage {storage}: {problem}" for problem in objects]
+            blobs = blob_dir(folder, storage)
+            found[storage], objects = _read(path, blobs)
+            problems += [f"storage {storage}: {problem}" for problem in (*objects, *_left_blobs(blobs))]
         except Exception as problem:  # whatever stock ZODB makes of a broken file
             problems.append(f"storage {storage}: {type(problem).__name__}: {problem}")
     return found, problems
@@ -49,8 +50,14 @@ def _index(path: Path) -> dict[bytes, int]:
         storage.close()
 
 
-def _read(path: Path) -> tuple[Found, list[str]]:
-    storage = FileStorage(str(path), read_only=True)
+def _left_blobs(blobs: Path) -> list[str]:
+    """Files that belong to nothing."""
+    left = [each.name for folder in (".staged", "tmp") for each in (blobs / folder).glob("*")]
+    return [f"files of blobs are left: {left}"] if left else []
+
+
+def _read(path: Path, blobs: Path) -> tuple[Found, list[str]]:
+    storage = FileStorage(str(path), read_only=True, blob_dir=str(blobs))
     descriptions = (each.description.decode() for each in storage.iterator())
     ids = [description for description in descriptions if description not in POPULATING]
     database = ZODB.DB(storage)
@@ -64,7 +71,7 @@ def _read(path: Path) -> tuple[Found, list[str]]:
         for key, entry in root["entries"].items():
             keys.append(key)
             if entry.key != key or not entry.sound:
-                problems.append(f"the entry of key {key} has another's data, or none")
+                problems.append(f"the entry of key {key} has another's data or blob, or none")
             entry._p_deactivate()
         connection.close()
     finally:

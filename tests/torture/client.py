@@ -26,16 +26,23 @@ from zeoid.errors import Disconnected
 WAIT_TIMEOUT_S = 20.0
 #: Few, so that what a thread reads comes from the storage rather often.
 CACHED_OBJECTS = 200
+BLOB_CACHE_BYTES = 500_000
 
 
-def open_databases(address: str, over: threading.Event) -> dict[str, Any]:
-    """Both storages as one multi-database. Empty when it is *over* before they could be opened."""
+def open_databases(address: str, folder: Path, over: threading.Event) -> dict[str, Any]:
+    """Both storages as one multi-database; clients share their caches of blobs. Empty when it is *over*."""
     databases: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     while len(databases) < len(STORAGES) and not over.is_set():
         name = STORAGES[len(databases)]
         try:
-            storage = zeoid.ClientStorage(address, name, wait_timeout=WAIT_TIMEOUT_S)
+            storage = zeoid.ClientStorage(
+                address,
+                name,
+                wait_timeout=WAIT_TIMEOUT_S,
+                blob_dir=folder / f"{name}-cache",
+                blob_cache_size=BLOB_CACHE_BYTES,
+            )
             databases[name] = ZODB.DB(
                 storage, database_name=name, databases=shared, cache_size=CACHED_OBJECTS
             )
@@ -52,7 +59,7 @@ def main(client: int, incarnation: int, threads: int, seed: str, address: str, p
         over.set()
 
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
-    databases = open_databases(address, over)
+    databases = open_databases(address, Path(path).parent, over)
     if not databases:
         return 0
     journal, floors = Journal(Path(path)), Floors()

@@ -25,18 +25,23 @@ class GivenUp(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """One transaction to be made. *size_bytes*: of the data of each entry that it inserts."""
+    """One transaction to be made.
+
+    *size_bytes*, *blob_bytes*: of the data and the blob of each entry that it inserts; 0: without a blob.
+    """
 
     id: str
     effects: tuple[Effect, ...]
     given_up: GivenUp = GivenUp.NEVER
     size_bytes: int = 0
+    blob_bytes: int = 0
 
 
 KINDS = {"resolving": 5, "plain": 3, "twins": 3, "insert": 5, "own": 4, "pair": 4, "mixed": 2}
 GIVING_UP = {GivenUp.NEVER: 90, GivenUp.BEFORE_COMMIT: 5, GivenUp.AFTER_VOTES: 5}
 #: The largest exceeds what a client gathers before it sends.
 SIZES_BYTES = {60: 900, 5_000: 95, 200_000: 5}
+BLOBS_BYTES = {0: 700, 10: 200, 50_000: 90, 1_000_000: 10}
 
 
 def deeds(choices: random.Random, client: int, incarnation: int, thread: int) -> Iterator[Deed]:
@@ -50,6 +55,7 @@ def deeds(choices: random.Random, client: int, incarnation: int, thread: int) ->
             tuple(_effects(choices, kind, id, own(client, thread))),
             _one_of(choices, GIVING_UP),
             _one_of(choices, SIZES_BYTES),
+            _one_of(choices, BLOBS_BYTES),
         )
         number += 1
 

@@ -13,6 +13,7 @@ import transaction
 import ZODB
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
+from ZODB.blob import Blob
 from ZODB.FileStorage import FileStorage
 
 STORAGES = ("1", "2")
@@ -56,13 +57,31 @@ class ResolvingCounter(Counter):
 class Entry(Persistent):  # type: ignore[misc]
     """What a key of the tree stands for. Its data can be told from that of any other entry."""
 
+    #: Some have one, as long as they say.
+    blob: Blob | None = None
+    blob_bytes = 0
+
     def __init__(self, key: str, size_bytes: int) -> None:
         self.key = key
         self.data = filling(key, size_bytes)
 
+    def give_blob(self, size_bytes: int) -> None:
+        """To be called when the entry has its storage, in whose folder the file is made."""
+        blob = Blob()
+        self._p_jar.add(blob)
+        with blob.open("w") as file:
+            file.write(filling(self.key, size_bytes))
+        self.blob, self.blob_bytes = blob, size_bytes
+
     @property
     def sound(self) -> bool:
-        return bool(self.data == filling(self.key, len(self.data)))
+        return bool(self.data == filling(self.key, len(self.data))) and self._has_sound_blob()
+
+    def _has_sound_blob(self) -> bool:
+        if self.blob is None:
+            return True
+        with self.blob.open() as file:
+            return bool(file.read() == filling(self.key, self.blob_bytes))
 
 
 def filling(key: str, size_bytes: int) -> bytes:
@@ -79,11 +98,16 @@ def data_file(folder: Path, storage: str) -> Path:
     return folder / f"{storage}.fs"
 
 
+def blob_dir(folder: Path, storage: str) -> Path:
+    return folder / f"{storage}-blobs"
+
+
 def populate(folder: Path, clients: int, threads: int) -> None:
     """Make the data files, with stock ZODB alone."""
     owned = [own(client, thread) for client in range(clients) for thread in range(threads)]
     for storage in STORAGES:
-        database = ZODB.DB(FileStorage(str(data_file(folder, storage))))
+        blobs = str(blob_dir(folder, storage))
+        database = ZODB.DB(FileStorage(str(data_file(folder, storage)), blob_dir=blobs))
         manager = transaction.TransactionManager()
         connection = database.open(manager)
         root: Any = connection.root()

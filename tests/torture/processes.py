@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zeoid
 from tests.peers import Log, die_with_parent, environment
-from tests.torture.objects import STORAGES, data_file
+from tests.torture.objects import STORAGES, blob_dir, data_file
 
 START_S = 60.0
 STOP_S = 60.0
@@ -34,7 +34,8 @@ class Server:
         self.complaints: list[str] = []
         self._configuration = folder / "server.conf"
         sections = "".join(
-            f"<filestorage {storage}>\n  path {data_file(folder, storage)}\n</filestorage>\n"
+            f"<filestorage {storage}>\n  path {data_file(folder, storage)}\n"
+            f"  blob-dir {blob_dir(folder, storage)}\n</filestorage>\n"
             for storage in STORAGES
         )
         self._configuration.write_text(f"<zeo>\n  address {address}\n  msgpack true\n</zeo>\n{sections}")

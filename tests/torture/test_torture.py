@@ -18,7 +18,7 @@ import zeoid
 from tests.torture import aftermath, checker, journal
 from tests.torture.deeds import Deed, GivenUp, deeds
 from tests.torture.journal import Effect, Journal
-from tests.torture.objects import PLAIN, POPULATING, STORAGES, TWINS, Counter, data_file, populate
+from tests.torture.objects import PLAIN, POPULATING, STORAGES, TWINS, Counter, blob_dir, data_file, populate
 from tests.torture.run import Plan, run
 from tests.torture.worker import Floors, Worker
 
@@ -67,10 +67,15 @@ class EarlyJournal(Journal):
 def worker_on(folder: Path, book: Journal) -> Iterator[tuple[Worker, dict[str, Any]]]:
     """A worker without a process of its own, on a server that has none either; and its databases."""
     populate(folder, 1, 1)
-    with zeoid.serve({storage: data_file(folder, storage) for storage in STORAGES}) as server:
+    served = {
+        storage: FileStorage(str(data_file(folder, storage)), blob_dir=str(blob_dir(folder, storage)))
+        for storage in STORAGES
+    }
+    with zeoid.serve(served) as server:
         shared: dict[str, Any] = {}
         for storage in STORAGES:
-            client = zeoid.ClientStorage(server.address, storage)
+            cache = str(folder / f"{storage}-cache")
+            client = zeoid.ClientStorage(server.address, storage, blob_dir=cache)
             ZODB.DB(client, database_name=storage, databases=shared)
         worker = Worker(shared, book, Floors(), random.Random(1))
         yield worker, shared
@@ -146,6 +151,24 @@ def spoil_an_entry(path: Path) -> None:
     forget_index(path)
 
 
+def a_blob(path: Path) -> Path:
+    return next(each for each in sorted(blob_dir(path.parent, "1").rglob("*.blob")) if each.stat().st_size)
+
+
+def spoil_a_blob(path: Path) -> None:
+    blob = a_blob(path)
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-1])
+
+
+def lose_a_blob(path: Path) -> None:
+    a_blob(path).unlink()
+
+
+def leave_a_blob(path: Path) -> None:
+    (blob_dir(path.parent, "1") / ".staged" / "left").touch()
+
+
 def point_the_index_elsewhere(path: Path) -> None:
     storage = FileStorage(str(path))
     storage._index[b"\0" * 8] -= 1
@@ -158,7 +181,10 @@ FAULTS = [
     (cut_off, "was acknowledged and is not there"),
     (cut_short, "truncated possibly because of damaged records"),
     (cut_out, "FormatError"),
-    (spoil_an_entry, "has another's data, or none"),
+    (spoil_an_entry, "has another's data or blob, or none"),
+    (spoil_a_blob, "has another's data or blob, or none"),
+    (lose_a_blob, "POSKeyError"),
+    (leave_a_blob, "files of blobs are left"),
     (point_the_index_elsewhere, "the index that the server left is not that of the file"),
 ]
 

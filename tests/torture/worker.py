@@ -25,6 +25,7 @@ from zeoid.errors import Disconnected, OutcomeUnknown
 
 TRIES = 20
 LAST_WAIT_S = 0.2
+REMEMBERED = 20
 
 
 class Violation(Exception):
@@ -127,6 +128,8 @@ class Worker:
         self._storages = {storage: database.storage for storage, database in databases.items()}
         self._journal = journal
         self._floors = floors
+        #: Storages and keys of the latest entries with a blob that this thread has committed.
+        self._with_blobs: list[tuple[str, str]] = []
         self._manager = Manager()
         self._retry = zeoid.retry(
             tries=TRIES, last_wait_s=LAST_WAIT_S, manager=self._manager, random=jitter.random
@@ -169,6 +172,9 @@ class Worker:
         except Exception:  # nothing else is expected, so it may have done anything
             self._journal.violation(f"{deed.id}: {traceback.format_exc()}")
             return "unknown"
+        if deed.blob_bytes:
+            inserted = [(effect.storage, effect.name) for effect in deed.effects if not effect.amount]
+            self._with_blobs = (self._with_blobs + inserted)[-REMEMBERED:]
         for (storage, name), value in written.items():
             self._floors.raise_to(storage, name, value)
         return "done"
@@ -183,6 +189,7 @@ class Worker:
                 for storage in self._manager.storages:
                     self._floors.look_at_tid(storage, self._storages[storage].lastTransaction)
                     self._look_at_twins(storage)
+                self._look_at_blobs()
                 written = dict(self._apply(deed, floors))
                 if deed.given_up is GivenUp.BEFORE_COMMIT:
                     raise Aborted
@@ -196,6 +203,13 @@ class Worker:
         if first != second:
             raise Violation(f"the twins in {storage} differ: {first} and {second}")
 
+    def _look_at_blobs(self) -> None:
+        """One whose commit was acknowledged, long enough ago for the cache to have forgotten it, maybe."""
+        if self._with_blobs:
+            storage, name = self._with_blobs[0]
+            if not self._connections[storage].root()["entries"][name].sound:
+                raise Violation(f"the blob of {name} in {storage} is not what was committed")
+
     def _apply(self, deed: Deed, floors: dict[tuple[str, str], int]) -> Iterator[tuple[tuple[str, str], int]]:
         sums: defaultdict[tuple[str, str], int] = defaultdict(int)
         for effect in deed.effects:
@@ -203,6 +217,8 @@ class Worker:
             if not effect.amount:
                 entry = Entry(effect.name, deed.size_bytes)
                 connection.add(entry)  # its oid is of a connection that may be lost before the commit
+                if deed.blob_bytes:
+                    entry.give_blob(deed.blob_bytes)
                 connection.root()["entries"][effect.name] = entry
             else:
                 key = effect.storage, effect.name
