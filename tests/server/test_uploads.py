@@ -362,3 +362,41 @@ def test_a_shared_file_is_one_of_the_object(house: MemoryHouse, blob_dir: Path, 
         vote(house, peer).result  # noqa: B018 - it raises
     assert secret.read_text() == "secret"
     assert staged_files(blob_dir) == []
+
+
+def test_a_conflict_on_a_blob_frees_its_locks(house: MemoryHouse, blob_dir: Path) -> None:
+    first, second, third = house.peer(), house.peer(), house.peer()
+    first.begin()
+    upload(first, b"first")
+    tid = finish(house, first)
+    second.begin()
+    upload(second, b"stale")
+    (conflict,) = vote(house, second).result
+    assert conflict["oid"] == A
+    second.start("tpc_abort", 1)
+    settle(house, second)
+    third.begin()
+    upload(third, b"third", serial=tid)
+    assert content(house, A, finish(house, third)) == b"third"
+    house.hosted.engine.checkpoint()
+    assert staged_files(blob_dir) == []
+
+
+def test_who_waits_for_a_lock_with_a_blob_and_is_lost_holds_up_nobody(
+    house: MemoryHouse, blob_dir: Path
+) -> None:
+    holder, waiter, third = house.peer(), house.peer(), house.peer()
+    holder.begin()
+    upload(holder, b"holder's")
+    assert vote(house, holder).result == ()
+    waiter.begin()
+    upload(waiter, b"waiter's")
+    waiting = vote(house, waiter)
+    assert not waiting.answered
+    waiter.disconnect()
+    tid = holder.ask("tpc_finish", 1)
+    third.begin()
+    upload(third, b"third's", serial=tid)
+    assert content(house, A, finish(house, third)) == b"third's"
+    house.hosted.engine.checkpoint()
+    assert staged_files(blob_dir) == []
