@@ -234,12 +234,12 @@ def test_what_a_storage_says_of_itself(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_a_storage_with_blobs_does_not_promise_them(tmp_path: Path) -> None:
-    """They can't be had through the server yet, and clients believe what the interfaces say."""
+def test_a_storage_with_blobs_promises_what_its_clients_can_do(tmp_path: Path) -> None:
+    """Stock clients believe what the interfaces say, and have no way to restore a blob."""
     storage = FileStorage(str(tmp_path / "Data.fs"), blob_dir=str(tmp_path / "blobs"))
     assert IBlobStorage.providedBy(storage)
     engine = engine_of(storage)
-    assert not [name for _, name in engine.interfaces if "Blob" in name]
+    assert [name for _, name in engine.interfaces if "Blob" in name] == ["IBlobStorage"]
     engine.close()
 
 
