@@ -79,6 +79,8 @@ BLOB_QUEUE_BYTES: Final = 4 * 1024 * 1024
 BLOB_OUTPUT_BYTES: Final = 256 * 1024
 #: Blobs sent to one client at a time, piece by piece in turn.
 BLOB_DOWNLOADS_PER_CONNECTION: Final = 4
+#: … and as many more may wait for that; others are refused. Each thread of a client waits for one blob only.
+BLOB_DOWNLOADS_WAITING: Final = 1000
 #: Threads of a server that read and write blobs.
 BLOB_THREADS: Final = 4
 #: No blob is taken that would leave less room on the disk: transactions need some.

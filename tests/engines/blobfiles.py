@@ -51,3 +51,8 @@ def final_files(path: Path) -> dict[str, bytes]:
         for file in sorted(path.rglob("*.blob"))
         if file.is_file()
     }
+
+
+def contents(path: Path) -> list[bytes]:
+    """Of every blob with a final name, in the order of the contents."""
+    return sorted(final_files(path).values())

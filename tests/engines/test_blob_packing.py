@@ -12,7 +12,7 @@ import pytest
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import MultipleUndoErrors
 
-from tests.engines.blobfiles import final_files, staged_files
+from tests.engines.blobfiles import contents, final_files, staged_files
 from tests.engines.crashes import record_file_operations
 from tests.engines.datafiles import (
     INFO,
@@ -62,10 +62,6 @@ def database(
 
 def undo_of(at: bytes) -> Undo:
     return Undo(encodebytes(at).rstrip())
-
-
-def contents(blob_dir: Path) -> list[bytes]:
-    return sorted(final_files(blob_dir).values())
 
 
 def garbage_and_history(database: Database) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from ZODB.FileStorage.FileStorage import FileStorageQuotaError
 from ZODB.POSException import POSKeyError, StorageError
 
-from tests.engines.blobfiles import final_files, staged_files
+from tests.engines.blobfiles import contents, staged_files
 from tests.engines.crashes import record_file_operations
 from tests.engines.datafiles import (
     BLOB_RECORD,
@@ -49,10 +49,6 @@ def database(
     start = next(opening)
     yield start(tmp_path / "Data.fs", disk, blob_dir)
     next(opening, None)
-
-
-def contents(blob_dir: Path) -> list[bytes]:
-    return sorted(final_files(blob_dir).values())
 
 
 def test_a_committed_blob_is_found_by_object_and_transaction(database: Database, blob_dir: Path) -> None:

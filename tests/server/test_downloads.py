@@ -163,6 +163,16 @@ def test_one_more_than_are_sent_at_a_time_waits(house: MemoryHouse, tid: bytes) 
     assert all(call.answered for call in calls)
 
 
+def test_only_so_many_wait(house: MemoryHouse, tid: bytes) -> None:
+    peer = house.peer()
+    most = limits.BLOB_DOWNLOADS_PER_CONNECTION + limits.BLOB_DOWNLOADS_WAITING
+    calls = [ask(peer, tid, oid=B) for _ in range(most)]
+    with pytest.raises(TypeError, match="too many blobs"):
+        ask(peer, tid, oid=B).result  # noqa: B018 - it raises
+    run_all(house, peer)
+    assert all(call.result is None for call in calls)
+
+
 def test_no_more_is_read_than_the_client_takes(house: MemoryHouse, tid: bytes) -> None:
     peer = house.peer()
     call = ask(peer, tid)

@@ -17,11 +17,10 @@ SUMMARY = "write what a crash left in the journal to the data file"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="the data file, which no server may be using")
     parser.add_argument(
-        "--trust-data-file",
-        action="store_true",
+        "--trust-data-file", action="store_true",
         help="if data file and journal don't belong together (a back-up was restored): go on with the data "
         "file as it is, and move the journal away",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--blob-dir", metavar="DIRECTORY",
         help="where its blobs are: needed if the journal has transactions with blobs",

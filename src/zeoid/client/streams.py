@@ -61,9 +61,7 @@ class _Line:
             sock = connect(channel.address, min(limits.CONNECT_TIMEOUT_S, self._timeout_s))
             self._sock = sock
             sock.setblocking(False)
-            codec_for(
-                self._frame(wire.Incoming())
-            )  # it must be a server of ours; what it offers is no matter
+            codec_for(self._frame(wire.Incoming()))  # checks that it is a server; the coding is no matter
             self._send(wire.answer(token))
             wire.answer_to(self._frame(wire.Incoming()), wire.OK)
         except OSError as problem:

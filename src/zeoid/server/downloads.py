@@ -29,6 +29,11 @@ class Downloads:
         self._paused = False
         self._closed = False
 
+    @property
+    def full(self) -> bool:
+        """Whether no more can wait."""
+        return len(self._waiting) >= limits.BLOB_DOWNLOADS_WAITING
+
     def begin(
         self,
         run: RunInThread,
@@ -38,7 +43,7 @@ class Downloads:
         ended: Callable[[BaseException | None], None],
     ) -> None:
         """Send the blob that *opener* opens, then call *ended*, whose reply follows it."""
-        self._waiting.append(_Download(run, self._caller(), opener, (oid, serial), ended))
+        self._waiting.append(_Download(run, self._caller, opener, (oid, serial), ended))
         self._fill()
 
     def pause(self) -> None:
@@ -93,7 +98,7 @@ class _Download:
     def __init__(
         self,
         run: RunInThread,
-        encode: Callable[..., bytes],
+        caller: Callable[[], Callable[..., bytes]],
         opener: Callable[[], BinaryIO],
         name: tuple[bytes, bytes],
         ended: Callable[[BaseException | None], None],
@@ -102,14 +107,15 @@ class _Download:
         self.ended = ended
         self.in_thread = False
         self.is_closed = False
-        self._encode = encode
+        self._caller = caller
+        self._encode: Callable[..., bytes] | None = None
         self._open = opener
         self._name = name
         self._file: BinaryIO | None = None
 
     def piece(self) -> tuple[bytes, bool]:
         """The next messages, and whether they are the last. If it raises, the file is closed."""
-        encode = self._encode
+        encode = self._encode = self._encode or self._caller()
         messages = []
         try:
             if self._file is None:

@@ -360,6 +360,10 @@ class Session:
 
     def _download(self, message_id: MessageId, one_way: bool, wanted: Download) -> None:
         hosted, oid, serial = self.hosted, wanted.oid, wanted.serial
+        if self._downloads.full:
+            problem = InvalidCall("sendBlob: too many blobs of this connection wait to be sent")
+            self._failed(message_id, one_way, "sendBlob", (), problem)
+            return
 
         def ended(problem: BaseException | None) -> None:
             if isinstance(problem, Exception):

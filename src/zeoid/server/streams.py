@@ -56,7 +56,7 @@ class Grant:
 
     def over(self, id: Any) -> None:
         """A transaction of the session is over. To be called on the loop."""
-        if type(id) is bytes:
+        if type(id) is bytes and self.hosted.engine.has_blobs:
             self.hosted.discard(self.staged.forget(id))
 
 

@@ -156,7 +156,7 @@ class Uploads:
         except StorageTransactionError:
             pass  # it is over: it has expired, say
         if blob is not None:
-            upload.discard(blob)
+            self._session.hosted.discard([blob])
 
 
 class _Upload:
@@ -205,9 +205,6 @@ class _Upload:
             self._writer = None
             self._hosted.run_with_blobs(writer.abandon, lambda *_: None)
 
-    def discard(self, blob: StagedBlob) -> None:
-        self._hosted.run_with_blobs(lambda: self._hosted.engine.discard_blobs([blob]), lambda *_: None)
-
     def _go_on(self) -> None:
         if self._in_thread or not (self._is_ended or self._pieces_bytes >= limits.BLOB_PIECE_BYTES):
             return
@@ -242,7 +239,7 @@ class _Upload:
             if problem is not None:
                 self.problem = _told(problem)
             if self._is_abandoned and blob is not None:
-                self.discard(blob)
+                self._hosted.discard([blob])
                 blob = None
             if self._is_abandoned or problem is not None:
                 self.abandon()
