@@ -73,6 +73,8 @@ PACK_ROUNDS: Final = 20
 BLOB_PIECE_BYTES: Final = 256 * 1024
 #: … and put on the disk in steps of this size, two of which may be under way.
 BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+#: What is on the disk of a blob beyond this length is not kept in the system's memory while it arrives.
+BLOB_CACHED_BYTES: Final = 64 * 1024 * 1024
 #: A client's blobs are read from its connection as long as no more than this waits to be written.
 BLOB_QUEUE_BYTES: Final = 4 * 1024 * 1024
 #: While more than this waits to be sent to a client, nothing of a blob is added: replies wait behind it.
