@@ -142,7 +142,7 @@ def test_of_a_large_blob_only_the_beginning_stays_in_memory(
     for _ in range(50):
         file.write(bytes(100))
     assert [where for what, *where in told if what == "forgot"] == [[2000, 1000], [3000, 1000]]
-    assert told[-2:] == [("waited", 3000, 1000), ("forgot", 3000, 1000)]  # on the disk, before it is forgotten
+    assert told[-2:] == [("waited", 3000, 1000), ("forgot", 3000, 1000)]  # on the disk before that
     file.complete()
 
 
