@@ -19,6 +19,9 @@ MAX_TID = Tid(b"\x7f" + b"\xff" * 7)
 #: The answer to "load before": data, its tid, and the tid of the next revision or None while it is current.
 Revision = tuple[bytes, bytes, bytes | None]
 
+#: A transaction whose changes somebody knows, with all before it; and an object that it wrote, if known.
+Applied = tuple[bytes, bytes | None]
+
 
 _Class = TypeVar("_Class")
 

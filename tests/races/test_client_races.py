@@ -44,7 +44,7 @@ from tests.client.scenes import (
 from tests.peers import wait_until
 from zeoid import ClientStorage, limits
 from zeoid.errors import Disconnected, OutcomeUnknown, TimedOut
-from zeoid.model import NO_TID
+from zeoid.model import NO_TID, tid_before
 from zeoid.testing import Call, ScriptedConnection
 
 PROMPT_S = 5.0
@@ -402,6 +402,8 @@ def test_a_server_that_is_left_for_a_better_one_changes_nothing_more(scene: Scen
     again = server.accept()
     again.offer()
     again.answer(again.expect("register"), T4)
+    same = again.expect("loadBefore")
+    again.answer(same, (b"", tid_before(same.args[1]), None))
     call = again.expect("getInvalidations")
     assert call.args[0] in (T2, T3)
     again.answer(call, (T4, [OID, OTHER]))
