@@ -23,6 +23,19 @@ Revision = tuple[bytes, bytes, bytes | None]
 Applied = tuple[bytes, bytes | None]
 
 
+@dataclass(slots=True)
+class CacheFigures:
+    """What an object cache holds, and did."""
+
+    #: What its revisions take, approximately, and what they may take.
+    bytes: int
+    size_bytes: int
+    #: Revisions that were removed for others' sake, since the cache was made.
+    evictions: int
+    #: Revisions that only this process has so far, of a cache that it shares.
+    waiting: int = 0
+
+
 _Class = TypeVar("_Class")
 
 

@@ -6,7 +6,16 @@ Owns no behaviour. An adapter is named after what it adapts and lives in `engine
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from zeoid.model import Applied, Conflict, Operation, Revision, StagedBlob, TransactionInfo, frozen
+from zeoid.model import (
+    Applied,
+    CacheFigures,
+    Conflict,
+    Operation,
+    Revision,
+    StagedBlob,
+    TransactionInfo,
+    frozen,
+)
 
 
 class Clock(Protocol):
@@ -290,6 +299,11 @@ class ObjectCache(Protocol):
 
     def forget(self, oids: Iterable[bytes]) -> None:
         """The current revisions of *oids* can't be trusted."""
+
+    def written_by(self, tid: bytes) -> bytes | None:
+        """An object that the transaction *tid* wrote, if the cache has one that is current."""
+
+    def figures(self) -> CacheFigures: ...
 
     def clear(self) -> None:
         """Nothing is true any more: the database is another one."""

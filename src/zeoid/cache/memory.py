@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from zeoid import limits
-from zeoid.model import NO_TID, Applied, Revision
+from zeoid.model import NO_TID, Applied, CacheFigures, Revision
 
 #: What a revision costs besides its data: the objects that hold it.
 _OVERHEAD_BYTES = 300
@@ -28,6 +28,7 @@ class MemoryCache:
     def __init__(self, size_bytes: int = limits.CACHE_BYTES) -> None:
         self._size_bytes = size_bytes
         self._used_bytes = 0
+        self._evictions = 0
         self._current: dict[bytes, Revision] = {}
         #: oid → revisions that ended, oldest first; none of them overlap
         self._ended: dict[bytes, tuple[Revision, ...]] = {}
@@ -106,8 +107,10 @@ class MemoryCache:
         current = self._current.pop(oid, None)
         if current is not None:
             self._used_bytes -= _cost(current)
+            self._evictions += 1
         for revision in self._ended.pop(oid, ()):
             self._used_bytes -= _cost(revision)
+            self._evictions += 1
 
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         for oid in oids:
@@ -187,6 +190,12 @@ class MemoryCache:
 
     def __len__(self) -> int:
         return len(self._current) + sum(map(len, self._ended.values()))
+
+    def written_by(self, tid: bytes) -> bytes | None:
+        return next((oid for oid, revision in self._current.items() if revision[1] == tid), None)
+
+    def figures(self) -> CacheFigures:
+        return CacheFigures(self._used_bytes, self._size_bytes, self._evictions)
 
     @property
     def used_bytes(self) -> int:

@@ -58,8 +58,8 @@ class State:
     witness: bytes = NO_TID
     #: The generation that is young: 0 or 1.
     young: int = 0
-    #: How often a generation was emptied.
-    emptied: int = 0
+    #: Revisions that were removed because their generation was emptied.
+    evicted: int = 0
 
 
 class Records:
@@ -186,7 +186,7 @@ class Records:
     # Changing, within a write transaction ----------------------------------------------------------
 
     def write_state(self, txn: lmdb.Transaction, state: State) -> None:
-        packed = _STATE_LAYOUT.pack(state.applied, state.epoch, state.witness, state.young, state.emptied)
+        packed = _STATE_LAYOUT.pack(state.applied, state.epoch, state.witness, state.young, state.evicted)
         txn.put(_STATE, packed, db=self._state)
         self.young = state.young
 
@@ -230,9 +230,9 @@ class Records:
     def empty_old(self, txn: lmdb.Transaction, state: State) -> None:
         """Empty the old generation, which is the young one from now on."""
         state.young = 1 - state.young
-        state.emptied += 1
-        txn.drop(self._current[state.young], delete=False)
-        txn.drop(self._past[state.young], delete=False)
+        for database in (self._current[state.young], self._past[state.young]):
+            state.evicted += txn.stat(database)["entries"]
+            txn.drop(database, delete=False)
 
     def _taken_bytes(self, txn: lmdb.Transaction, generation: int) -> int:
         pages = 0

@@ -36,7 +36,7 @@ from zeoid.cache import environment
 from zeoid.cache.environment import Environment, Unusable
 from zeoid.cache.memory import MemoryCache
 from zeoid.cache.records import Records, State
-from zeoid.model import MAX_TID, NO_TID, Applied, Revision
+from zeoid.model import MAX_TID, NO_TID, Applied, CacheFigures, Revision
 
 log = logging.getLogger("zeoid.cache")
 _number = int.from_bytes
@@ -96,6 +96,23 @@ class SharedCache:
         except lmdb.Error as problem:
             self._leave(here, problem)
             return None
+
+    def written_by(self, tid: bytes) -> bytes | None:
+        with self._lock:
+            applied, witness = self.applied()
+            return witness if applied == tid and witness else self._waiting.written_by(tid)
+
+    def figures(self) -> CacheFigures:
+        here = self._environment
+        waiting = len(self._waiting)
+        if here is not None:
+            try:
+                return CacheFigures(
+                    here.records.used_bytes(), here.size_bytes, here.records.look().evicted, waiting
+                )
+            except (TimeoutError, lmdb.Error) as problem:
+                self._leave(here, problem)
+        return self._waiting.figures()
 
     # What is told ---------------------------------------------------------------------------------
 
@@ -280,6 +297,8 @@ class SharedCache:
                         records.put_past(txn, state, oid, start, end, data)
                     elif state.applied == told:
                         records.put_current(txn, state, oid, start, data)
+                        if start == told:
+                            state.witness = oid
                     else:
                         continue
                     done.append((oid, start, end))

@@ -46,6 +46,9 @@ class View:
         self._last: bytes = NO_TID
         #: An object that the transaction `_last` wrote, if one is known.
         self._witness: bytes | None = None
+        #: Lookups that found something, and that did not; approximately, where threads look at once.
+        self.hits = 0
+        self.misses = 0
         #: How many invalidations were applied: taken when a load is sent, given to `loaded` with its reply.
         self.mark = 0
         #: (number of the application, tid, oids), oldest first
@@ -60,7 +63,12 @@ class View:
 
     def lookup(self, oid: bytes, tid: bytes) -> Revision | None:
         """What the cache knows for sure of *oid* before *tid*."""
-        return self.cache.load_before(oid, tid, self._last)
+        found = self.cache.load_before(oid, tid, self._last)
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return found
 
     def loaded(self, asked: tuple[bytes, int], reply: Any) -> Revision | None:
         """A reply to a load arrived; *asked*: the oid, and `mark` when the load was sent."""
@@ -165,7 +173,9 @@ class View:
         """
         with self._lock:
             applied = self.cache.applied()
-            return applied if self._last == NO_TID else (self._last, self._witness)
+            if self._last == NO_TID:
+                return applied
+            return self._last, self._witness or self.cache.written_by(self._last)
 
     def catch_up(self, since: bytes, tid: bytes, oids: Iterable[bytes]) -> None:
         """*oids* were written by the transactions after *since* up to *tid*; by which ones isn't known."""
