@@ -255,6 +255,27 @@ def about(path: Path) -> dict[str, object]:
     return said
 
 
+def look_into(path: Path) -> contextlib.AbstractContextManager[Environment]:
+    """One of `environments`, open for a while without being joined. Unusable, with what is wrong with it."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Environment]:
+        if path.name.split("-")[-2:] != [_boot(), _namespace()]:
+            raise Unusable("it is of another boot of the machine, or of another container")
+        if reason := _fault(path, _key_of(path)):
+            raise Unusable(reason)
+        try:
+            environment = Environment(path, _size(path))
+        except (OSError, lmdb.Error) as problem:
+            raise Unusable(str(problem) or "another process has its lock") from None
+        try:
+            yield environment
+        finally:
+            environment.close()
+
+    return opened()
+
+
 def is_used(path: Path) -> bool:
     """Whether any process uses the environment at this moment. OSError."""
     file = open_file(path / _USERS)

@@ -114,8 +114,8 @@ class ScriptedConnection:
         return register
 
     def expect_after_same_history(self, *names: str) -> Call:
-        """The next call, which has one of *names*. If the client asks before it whether the last revision that
-        it has seen is there, it is."""
+        """The next call, which has one of *names*. If the client asks before it whether the last revision
+        that it has seen is there, it is."""
         call = self.expect("loadBefore", *names)
         if call.name == "loadBefore":
             self.answer(call, (b"", tid_before(call.args[1]), None))
