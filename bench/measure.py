@@ -23,7 +23,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One line of a table: a figure as a multiple of another peer's, or the other way round (`inverse`)."""
+    """One line of a table: a figure as a multiple of another peer's, or the other way round (`inverse`).
+
+    *base_figure*: of that peer, if it is not the same one.
+    """
 
     key: str
     label: str
@@ -31,6 +34,7 @@ class Ratio:
     base: str
     inverse: bool = False
     digits: int = 2
+    base_figure: str | None = None
 
 
 # In every benchmark: CPU time of the CPUs in use that went to processes that are no part of it.
@@ -83,7 +87,9 @@ def summarise(benchmark: Benchmark, rounds: list[Round]) -> Summary:
 def _value(line: Figure | Ratio, figures: Round, peer: str) -> float | None:
     if isinstance(line, Figure):
         return figures[peer].get(line.key)
-    mine, base = figures[peer].get(line.figure), figures.get(line.base, {}).get(line.figure)
+    mine, base = figures[peer].get(line.figure), figures.get(line.base, {}).get(
+        line.base_figure or line.figure
+    )
     if not mine or not base:
         return None
     return base / mine if line.inverse else mine / base

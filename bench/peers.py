@@ -4,9 +4,12 @@ Owns every difference between the peers. Must not know what is measured.
 """
 
 import importlib.util
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +111,22 @@ class Zeoid(Peer):
 
     def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
         storage.prefetch(oids, before)
+
+
+class SharedZeoid(Zeoid):
+    """The same with a `cache_dir`, new for each client."""
+
+    name = "zeoid_shared"
+    title = "Zeoid, cache_dir"
+
+    def client(self, address: str, blob_cache: Path | None = None) -> Any:
+        from zeoid import ClientStorage
+
+        host, _, port = address.rpartition(":")
+        folder = tempfile.mkdtemp(prefix="bench-cache-")
+        storage = ClientStorage((host, int(port)), wait_timeout=CONNECT_TIMEOUT_S, cache_dir=folder)
+        weakref.finalize(storage, shutil.rmtree, folder, ignore_errors=True)
+        return storage
 
 
 class ZEO(Peer):
@@ -257,7 +276,7 @@ class LeanClient:
         self._socket.close()
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Bare, Lean, InProcess, ZEO, Zeoid)}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Bare, Lean, InProcess, ZEO, Zeoid, SharedZeoid)}
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """The works that are measured, one module each, in the order of the tables."""
 
 from bench.measure import Benchmark
-from bench.works import blob, cache_hit, commit1, commit16, copy, large, load, pack, prefetch
+from bench.works import blob, cache_hit, commit1, commit16, copy, far, large, load, pack, prefetch
 
 BENCHMARKS: dict[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK
-    for module in (load, prefetch, cache_hit, commit1, commit16, large, pack, blob, copy)
+    benchmark.name: benchmark
+    for benchmark in (
+        load.BENCHMARK, prefetch.BENCHMARK, cache_hit.BENCHMARK, *far.BENCHMARKS, commit1.BENCHMARK,
+        commit16.BENCHMARK, large.BENCHMARK, pack.BENCHMARK, blob.BENCHMARK, copy.BENCHMARK,
+    )
 }

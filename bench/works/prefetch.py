@@ -34,7 +34,7 @@ def run(peer: Peer, folder: Path, quick: bool) -> Figures:
 BENCHMARK = Benchmark(
     name="prefetch",
     title="prefetch of 5,000 objects of 500 bytes",
-    peers=("zeo", "zeoid"),
+    peers=("zeo", "zeoid", "zeoid_shared"),
     lines=(
         Figure("rate", "objects a second"),
         Ratio("rate_to_zeo", "  times ZEO's", "rate", ZEO.name),

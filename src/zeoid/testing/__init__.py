@@ -19,11 +19,14 @@ what a network does once in a million times, a test does every time:
 
 To test an application against a real server, use `zeoid.serve(None)`, which keeps its data in memory.
 
+`DelayingProxy` stands between a client and a server and makes the way between them longer.
+
 `FaultyDisk` is a disk for tests of what writes files: it knows what was synced, and makes the directories
 that a power cut could leave.
 """
 
+from zeoid.testing.delaying import DelayingProxy
 from zeoid.testing.disk import FaultyDisk
 from zeoid.testing.scripted import INFO, Call, ScriptedConnection, ScriptedServer
 
-__all__ = ["INFO", "Call", "FaultyDisk", "ScriptedConnection", "ScriptedServer"]
+__all__ = ["INFO", "Call", "DelayingProxy", "FaultyDisk", "ScriptedConnection", "ScriptedServer"]
