@@ -659,7 +659,7 @@ def calls(storage: ClientStorage) -> dict[str, Callable[[], Any]]:
         "new_oid": storage.new_oid,
         "ping": storage.ping,
         "server_status": storage.server_status,
-        "prefetch": lambda: storage.prefetch([OID, OTHER], T1),
+        "prefetch": lambda: storage.prefetch([OTHER, oid(44)], T1),
         "pack": lambda: storage.pack(1.0),
     }
 

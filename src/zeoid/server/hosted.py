@@ -386,9 +386,12 @@ class Hosted:
         if self._polling is not None:
             self._polling.poll()
 
-    def may_have_changed(self, oid: bytes, after: bytes) -> bool:
-        """Whether an object that was read when *after* was visible may be another now."""
-        return self.visible.tid != after and self.invalidations.may_have_changed(oid, after)
+    def changed_since(self, after: bytes, oids: Iterable[bytes]) -> bytes | None:
+        """The first of the objects, read when *after* was visible, that may be another now."""
+        if self.visible.tid == after:
+            return None
+        may_have_changed = self.invalidations.may_have_changed
+        return next((oid for oid in oids if may_have_changed(oid, after)), None)
 
     def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         return self.invalidations.since(tid)
