@@ -137,6 +137,19 @@ class CacheMachine(RuleBasedStateMachine):
             else:
                 assert kept in (answer, None)
 
+    @rule(loaded=st.lists(oids, max_size=8), back=st.integers(0, 12))
+    def load_several_at_once(self, loaded: list[bytes], back: int) -> None:
+        """Those that are here already may be among them, and the same one twice."""
+        before = tid_after(tid(max(0, self.database.last - back)))
+        answers = [(oid, self.database.load_before(oid, before)) for oid in loaded]
+        self.cache.store_many([(oid, answer) for oid, answer in answers if answer is not None])
+        for oid, answer in answers:
+            kept = self.cache.load_before(oid, before, self.applied)
+            if answer and self.size_bytes == BIG and len(self.database.revisions[oid]) <= ENDED_REVISIONS:
+                assert kept == answer
+            else:
+                assert kept in (answer, None)
+
     @rule(oid=oids, back=st.integers(0, 12))
     def load_a_revision_twice_over(self, oid: bytes, back: int) -> None:
         """Two threads that miss the same revision both store it."""

@@ -14,22 +14,26 @@ from zeoid.client.view import View
 from zeoid.model import Revision
 
 
-def follow(
-    channel: Channel, view: View, oid: bytes, tid: bytes, timeout_s: float
-) -> tuple[Revision | None] | None:
-    """What another thread has asked for and got: (the reply,). None: it must be asked for. TimedOut."""
-    if not view.is_settled(tid):
-        return None
-    for waiter in _loads(channel, tid):
-        asked = waiter.context[0]
-        if asked == oid:
-            return (waiter.value,) if channel.follow(waiter, timeout_s) else None
-        if type(asked) is not bytes and oid in asked:
-            if not channel.follow(waiter, timeout_s):
-                return None
-            found = view.lookup(oid, tid)
-            return None if found is None else (found,)
+def find(channel: Channel, view: View, oid: bytes, tid: bytes) -> Waiter | None:
+    """The call that has asked for this, if there is one and its reply is as good as another's."""
+    if view.is_settled(tid):
+        for waiter in _loads(channel, tid):
+            asked = waiter.context[0]
+            if asked == oid or (type(asked) is not bytes and oid in asked):
+                return waiter
     return None
+
+
+def follow(
+    channel: Channel, view: View, waiter: Waiter, oid: bytes, tid: bytes, timeout_s: float
+) -> tuple[Revision | None] | None:
+    """What that call got: (the reply,). None: it must be asked for all the same. TimedOut."""
+    if not channel.follow(waiter, timeout_s):
+        return None
+    if waiter.context[0] == oid:
+        return (waiter.value,)
+    found = view.lookup(oid, tid)
+    return None if found is None else (found,)
 
 
 def all_loads(channel: Channel, view: View, tid: bytes) -> dict[bytes, Waiter]:

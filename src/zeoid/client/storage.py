@@ -293,8 +293,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         while True:
             channel = self._link.ready or self._link.channel(timeout_s)
             try:
-                if channel.pending:
-                    known = merging.follow(channel, view, oid, tid, timeout_s)
+                if channel.pending and (other := merging.find(channel, view, oid, tid)) is not None:
+                    known = merging.follow(channel, view, other, oid, tid, timeout_s)
                     if known is not None:
                         return known[0]
                     timeout_s = deadline_s - time.monotonic()
