@@ -17,6 +17,8 @@ from zeoid.cache.memory import MemoryCache
 from zeoid.client.view import View
 from zeoid.model import MAX_TID, NO_TID
 
+OTHERS = [number.to_bytes(8, "big") for number in (100, 101)]
+
 
 @pytest.fixture
 def view() -> View:
@@ -39,13 +41,14 @@ def heard(view: View) -> list[Any]:
     [
         lambda view: view.loaded((OID, view.mark, MAX_TID), (b"data", T1, None)),
         lambda view: view.loaded((OID, view.mark - 1, MAX_TID), (b"data", T1, None)),
+        lambda view: view.loaded_many(([OID], view.mark - 1, MAX_TID), [(b"data", T1, None)]),
         lambda view: view.invalidate(T3, [OID]),
         lambda view: view.finished(T3, {OID: b"data"}, view.mark - 1, None),
         lambda view: view.learned(T3, [OID], None),
         lambda view: view.catch_up(T3, [OID]),
         lambda view: view.last_tid(),
     ],
-    ids=["loaded", "loaded late", "invalidate", "finished", "learned", "catch_up", "last_tid"],
+    ids=["loaded", "loaded late", "several", "invalidate", "finished", "learned", "catch_up", "last_tid"],
 )
 def test_whoever_is_interrupted_leaves_no_lock_behind(happens: Callable[[View], Any]) -> None:
     for place in itertools.count(1):
@@ -257,6 +260,30 @@ def test_more_invalidations_than_are_remembered_while_a_reply_was_under_way(view
         view.invalidate(tid(next(numbers)), [OTHER])
     assert view.loaded((OID, mark, MAX_TID), (b"old", T1, None)) == (b"old", T1, None)
     assert view.lookup(OID, at(view.last_tid())) is None
+
+
+def test_of_several_revisions_each_gets_the_end_that_came_while_they_were_under_way(view: View) -> None:
+    mark = view.mark
+    view.invalidate(T2, [OTHER])
+    view.invalidate(T3, [OID])
+    asked = [OID, OTHER, OTHERS[0], OTHERS[1]], mark, at(T1)
+    history = (b"past", T1, T2)
+    assert view.loaded_many(asked, [(b"a", T1, None), (b"b", T2, None), (b"c", T1, None), history]) == 4
+    assert view.lookup(OID, at(T1)) == (b"a", T1, T3)
+    assert view.lookup(OTHER, at(T3)) == (b"b", T2, None)
+    assert view.lookup(OTHERS[0], at(T3)) == (b"c", T1, None)
+    assert view.lookup(OTHERS[1], T2) == history
+
+
+def test_of_several_revisions_none_is_kept_as_current_if_too_much_came_meanwhile(view: View) -> None:
+    mark = view.mark
+    for number in range(limits.RECENT_INVALIDATIONS + 1):
+        view.invalidate(tid(1000 + number), [OTHER])
+    asked = [OID, OTHER], mark, at(T1)
+    assert view.loaded_many(asked, [(b"a", T1, None), (b"b", T1, T2)]) == 2
+    assert view.lookup(OID, at(view.last_tid())) is None
+    assert view.lookup(OID, at(T1)) is None
+    assert view.lookup(OTHER, T2) == (b"b", T1, T2)
 
 
 def test_exactly_as_many_as_are_remembered(view: View) -> None:
