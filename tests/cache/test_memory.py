@@ -221,6 +221,31 @@ TestCacheMachine = CacheMachine.TestCase
 A, B, C, D = OIDS[:4]
 
 
+def test_several_are_kept_as_if_each_were_stored_by_itself() -> None:
+    """New ones, known ones, newer and older ones, history, and one that is too large."""
+    revisions: list[tuple[bytes, Revision]] = [
+        (OIDS[0], (b"new", tid(5), None)),
+        (OIDS[1], (b"past", tid(2), tid(4))),
+        (OIDS[1], (b"now", tid(4), None)),
+        (OIDS[2], (b"newer", tid(3), None)),
+        (OIDS[3], (b"known", tid(2), None)),
+        (OIDS[4], (b"older", tid(1), None)),
+        (OIDS[5], (bytes(10_000), tid(1), None)),
+    ]
+    caches = MemoryCache(5000), MemoryCache(5000)
+    for cache in caches:
+        for number in (2, 3, 4):
+            cache.store(OIDS[number], tid(2), None, b"known")
+    caches[0].store_many(revisions)
+    for oid, (data, start, end) in revisions:
+        caches[1].store(oid, start, end, data)
+    questions = [(oid, tid(before)) for oid in OIDS for before in range(8)]
+    answers = [[cache.load_before(oid, before, tid(7)) for oid, before in questions] for cache in caches]
+    assert answers[0] == answers[1]
+    assert sum(answer is not None for answer in answers[0]) > 20
+    assert caches[0].used_bytes == caches[1].used_bytes
+
+
 def test_the_least_recently_used_object_goes_first() -> None:
     cache = MemoryCache(3 * cost(10))
     for oid in (A, B, C):

@@ -41,6 +41,8 @@ from zeoid.errors import Disconnected, ServerError, TimedOut
 from zeoid.testing import Call, ScriptedConnection
 from zeoid.wire.codec import codec_for
 
+#: Much less than any deadline of a call here.
+PROMPT_S = DEADLINE_S / 2
 OIDS = [oid(number) for number in range(10)]
 FOUND = b"data", T1, None
 EXTENSIONS = ("loadBeforeMany",)
@@ -227,7 +229,7 @@ def test_two_threads_that_load_the_same_ask_once(bulk: Any) -> None:
     others = [Task(storage.loadBefore, OID, at(T1)) for _ in range(3)]
     assert all(other.is_held_up() for other in others)
     connection.answer(call, FOUND)
-    assert [task.result() for task in (first, *others)] == [FOUND] * 4
+    assert [task.result(PROMPT_S) for task in (first, *others)] == [FOUND] * 4
     silent(connection, storage)
 
 
@@ -383,7 +385,7 @@ def test_who_waits_for_a_closed_storage_is_told(bulk: Any) -> None:
     tasks += [Task(storage.loadBefore, OID, at(T1)), Task(storage.prefetch, [OID], at(T1))]
     assert all(task.is_held_up() for task in tasks)
     storage.close()
-    assert [type(task.outcome()) for task in tasks] == [Disconnected] * 3
+    assert [type(task.outcome(PROMPT_S)) for task in tasks] == [Disconnected] * 3
 
 
 def test_who_waits_has_a_deadline_of_its_own(bulk: Any) -> None:
