@@ -318,7 +318,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return revision[:2]
 
     def prefetch(self, oids: Iterable[bytes], tid: bytes) -> None:
-        """Have the revisions of *oids* before *tid* in the cache, loading all that is missing together."""
+        """Have the revisions of *oids* before *tid* in the cache, loading all that is missing together.
+
+        What can't be had is left to the load that needs it. Returns when everything else is there.
+        """
         Prefetching(self._view, self._repeatedly, tid).prefetch(oids)
 
     def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
