@@ -413,6 +413,24 @@ def test_who_waits_goes_on_when_the_other_ones_deadline_has_passed(bulk: Any) ->
     assert second.result() == FOUND
 
 
+def test_who_comes_too_late_to_wait_for_it_does_not(bulk: Any) -> None:
+    """The other thread has given up, or was answered, between the look and the wait."""
+    storage, connection = bulk
+    channel = storage._link.ready
+    storage._timeout_s = 0.5
+    first = Task(storage.loadBefore, OID, at(T1))
+    connection.expect("loadBefore")
+    (given_up,) = channel.under_way()
+    assert isinstance(first.outcome(), TimedOut)
+    assert Task(channel.follow, given_up, DEADLINE_S).result(PROMPT_S) is False
+    second = Task(storage.loadBefore, OTHER, at(T1))
+    call = connection.expect("loadBefore")
+    (answered,) = channel.under_way()
+    connection.answer(call, FOUND)
+    assert second.result() == FOUND
+    assert Task(channel.follow, answered, DEADLINE_S).result(PROMPT_S) is True
+
+
 @pytest.mark.parametrize("function", ["load", "prefetch"])
 def test_who_waits_goes_on_when_the_other_thread_is_interrupted(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, function: str

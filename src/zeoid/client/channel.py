@@ -63,6 +63,8 @@ class Waiter:
     wake: "threading.Lock | None" = None
     #: The locks of those who wait for the reply to this call of another thread's.
     followers: "list[threading.Lock] | None" = None
+    #: Its own thread has given it up: it will have no reply.
+    forgotten = False
 
 
 _READER = "reader"
@@ -345,6 +347,7 @@ class Channel:
         self._forget(waiter)
 
     def _forget(self, waiter: Waiter) -> None:
+        waiter.forgotten = True
         self._connection.forget(waiter)
         self._wake_followers(waiter)
 
@@ -364,7 +367,7 @@ class Channel:
         with self._roles:
             waiter.followers = [*(waiter.followers or ()), lock]
         # Its thread may be interrupted, and its end missed: look again now and then.
-        while not waiter.done and self._dead is None:
+        while not (waiter.done or waiter.forgotten or self._dead is not None):
             left_s = deadline_s - _monotonic()
             if left_s <= 0:
                 raise TimedOut(f"no reply from {self.peer} within {timeout_s:g} s")
