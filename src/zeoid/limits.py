@@ -73,6 +73,8 @@ PACK_ROUNDS: Final = 20
 BLOB_PIECE_BYTES: Final = 256 * 1024
 #: … and put on the disk in steps of this size, two of which may be under way.
 BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+#: What is on the disk of a blob beyond this length is not kept in the system's memory while it arrives.
+BLOB_CACHED_BYTES: Final = 64 * 1024 * 1024
 #: A client's blobs are read from its connection as long as no more than this waits to be written.
 BLOB_QUEUE_BYTES: Final = 4 * 1024 * 1024
 #: While more than this waits to be sent to a client, nothing of a blob is added: replies wait behind it.
@@ -151,6 +153,11 @@ RECONNECT_FIRST_S: Final = 0.05
 RECONNECT_LAST_S: Final = 5.0
 #: A client that had to take a read-only server looks for a writable one this often.
 WRITER_POLL_S: Final = 1.0
+#: A server whose last transaction is older than one that was seen before may be late. If all of them are for
+#: this long, the database was restored from a back-up, and what is known of it is forgotten …
+BEHIND_S: Final = 10.0
+#: … and if others of them can't be reached, after this long.
+BEHIND_OTHERS_GONE_S: Final = 60.0
 #: No foreground call for this long, and the background thread reads the socket.
 IDLE_BEFORE_BACKGROUND_S: Final = 0.05
 #: A heartbeat is sent after this much silence; a peer that does not acknowledge it is given up.
@@ -163,6 +170,32 @@ GATHER_BYTES: Final = 128 * 1024
 PREFETCH_WINDOW: Final = 500
 #: The in-memory object cache.
 CACHE_BYTES: Final = 20 * 1024 * 1024
+#: A cache that the processes of a host share, and the least that it can be.
+SHARED_CACHE_BYTES: Final = 256 * 1024 * 1024
+SHARED_CACHE_LEAST_BYTES: Final = 1024 * 1024
+#: Of its file, each of two generations may take so much. What is left is for changing it.
+SHARED_CACHE_GENERATION_PERCENT: Final = 42
+#: A record that is larger than one such part of the file is not kept, nor is more written at once.
+SHARED_CACHE_PARTS: Final = 64
+#: What was loaded is put there together, after this long …
+SHARED_CACHE_FLUSH_S: Final = 0.05
+#: … so many records at once; until then it is in the process's memory, which takes this much at most.
+SHARED_CACHE_BATCH: Final = 200
+SHARED_CACHE_WAITING_BYTES: Final = 8 * 1024 * 1024
+#: How long another process may have the cache's lock: what was loaded waits until later after this time …
+SHARED_CACHE_PUT_S: Final = 0.1
+#: … for a change that was committed this process can't wait longer, and leaves the cache …
+SHARED_CACHE_LOCK_S: Final = 1.0
+#: … and it takes no longer to make or open one.
+SHARED_CACHE_OPEN_S: Final = 2.0
+#: The lock is tried this often.
+SHARED_CACHE_LOCK_POLL_S: Final = 0.0005
+#: A process opens a cache so often, and does without it after that.
+SHARED_CACHE_TRIES: Final = 4
+#: Threads of a process that read from it at the same moment; more find nothing …
+SHARED_CACHE_READS_AT_ONCE: Final = 8
+#: … and places for all processes' threads.
+SHARED_CACHE_READERS: Final = 2048
 #: Past revisions of one object that it keeps, for transactions that began before the newest one.
 ENDED_REVISIONS: Final = 16
 #: Invalidations remembered to correct replies that were under way when they arrived.

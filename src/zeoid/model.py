@@ -19,6 +19,22 @@ MAX_TID = Tid(b"\x7f" + b"\xff" * 7)
 #: The answer to "load before": data, its tid, and the tid of the next revision or None while it is current.
 Revision = tuple[bytes, bytes, bytes | None]
 
+#: A transaction whose changes somebody knows, with all before it; and an object that it wrote, if known.
+Applied = tuple[bytes, bytes | None]
+
+
+@dataclass(slots=True)
+class CacheFigures:
+    """What an object cache holds, and did."""
+
+    #: What its revisions take, approximately, and what they may take.
+    bytes: int
+    size_bytes: int
+    #: Revisions that were removed for others' sake, since the cache was made.
+    evictions: int
+    #: Revisions that only this process has so far, of a cache that it shares.
+    waiting: int = 0
+
 
 _Class = TypeVar("_Class")
 

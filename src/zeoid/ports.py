@@ -6,7 +6,16 @@ Owns no behaviour. An adapter is named after what it adapts and lives in `engine
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from zeoid.model import Conflict, Operation, Revision, StagedBlob, TransactionInfo, frozen
+from zeoid.model import (
+    Applied,
+    CacheFigures,
+    Conflict,
+    Operation,
+    Revision,
+    StagedBlob,
+    TransactionInfo,
+    frozen,
+)
 
 
 class Clock(Protocol):
@@ -268,14 +277,19 @@ class Outcomes:
 class ObjectCache(Protocol):
     """Revisions of objects on the client's side.
 
-    `load_before` may be called by any thread at any time; the others are called by one thread at a time.
+    `load_before` may be called by any thread at any time; the others are called by one thread at a time. What
+    is told in order is what makes current revisions end; a cache that several processes share may have heard
+    it from another one before.
     """
+
+    def applied(self) -> Applied:
+        """The newest tid whose changes the cache was told, with all before, by this process or by others."""
 
     def load_before(self, oid: bytes, tid: bytes, applied: bytes) -> Revision | None:
         """The newest revision of *oid* before *tid*, or None if the cache does not know it for sure.
 
-        *applied* is the newest tid whose invalidations the cache was told: a current revision answers only
-        up to it.
+        *applied* is the newest tid that this process told the cache of: a current revision answers only up
+        to it.
         """
 
     def store(self, oid: bytes, start: bytes, end: bytes | None, data: bytes) -> None:
@@ -285,12 +299,25 @@ class ObjectCache(Protocol):
         """`store` each: pairs of an oid and (data, start, end)."""
 
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
-        """The current revisions of *oids* ended at *tid*."""
+        """*tid*, the next transaction after all that was told, wrote *oids*."""
+
+    def caught_up(self, since: bytes, tid: bytes, oids: Iterable[bytes]) -> None:
+        """The transactions after *since* up to *tid* wrote *oids* and nothing else; which of them wrote what
+        isn't known."""
+
+    def started_over(self, tid: bytes) -> None:
+        """It isn't known what the transactions up to *tid* wrote. History stays true."""
 
     def forget(self, oids: Iterable[bytes]) -> None:
-        """The current revisions of *oids* ended, it isn't known when."""
+        """The current revisions of *oids* can't be trusted."""
 
-    def forget_current(self) -> None:
-        """All current revisions may have ended; history stays true."""
+    def written_by(self, tid: bytes) -> bytes | None:
+        """An object that the transaction *tid* wrote, if the cache has one that is current."""
 
-    def clear(self) -> None: ...
+    def figures(self) -> CacheFigures: ...
+
+    def clear(self) -> None:
+        """Nothing is true any more: the database is another one."""
+
+    def close(self) -> None:
+        """Without effect on what other processes share."""

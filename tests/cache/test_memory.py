@@ -111,7 +111,7 @@ class CacheMachine(RuleBasedStateMachine):
     def too_many_commits_are_missed(self, commits: list[set[bytes]], size: int) -> None:
         for written in commits:
             self.applied = tid(self.database.commit(written, size, 1))
-        self.cache.forget_current()
+        self.cache.started_over(MAX_TID)
 
     @rule()
     def everything_is_forgotten(self) -> None:
@@ -352,7 +352,7 @@ def test_a_cache_of_nothing() -> None:
     cache.store(A, tid(1), None, b"")
     cache.invalidate(tid(2), [A])
     cache.forget([A])
-    cache.forget_current()
+    cache.started_over(tid(3))
     assert cache.load_before(A, tid(2), NO_TID) is None
     assert cache.used_bytes == len(cache) == 0
 

@@ -36,7 +36,7 @@ from tests.client.scenes import (
 from tests.peers import wait_until
 from zeoid import ClientStorage, limits
 from zeoid.errors import ClientError, Disconnected, TimedOut
-from zeoid.model import NO_TID
+from zeoid.model import NO_TID, tid_after
 from zeoid.testing import INFO, Call, ScriptedConnection
 from zeoid.wire.codec import codec_for
 from zeoid.wire.messages import EXTENSIONS
@@ -79,7 +79,7 @@ def be_read_only(connection: ScriptedConnection, last: bytes = T1, **keywords: A
 
 
 def verified(connection: ScriptedConnection, missed: Any = None) -> None:
-    call = connection.expect("getInvalidations", "get_info")
+    call = connection.expect_after_same_history("getInvalidations", "get_info")
     if call.name == "getInvalidations":
         connection.answer(call, missed)
         call = connection.expect("get_info")
@@ -252,13 +252,13 @@ def test_missed_invalidations_that_are_none(scene: Scene, missed: Any) -> None:
     broken = server.accept()
     broken.offer()
     broken.answer(broken.expect("register"), T2)
-    broken.answer(broken.expect("getInvalidations"), missed)
+    broken.answer(broken.expect_after_same_history("getInvalidations"), missed)
     with contextlib.suppress(AssertionError):
         broken.answer(broken.expect("get_info", timeout_s=0.0), {})
     again = server.accept()
     again.offer()
     again.answer(again.expect("register"), T2)
-    call = again.expect("getInvalidations")
+    call = again.expect_after_same_history("getInvalidations")
     assert call.args == (T1,)
     again.answer(call, (T2, [OID]))
     again.answer(again.expect("get_info"), {})
@@ -519,7 +519,7 @@ def test_a_commit_that_both_servers_tell_of_during_the_change(scene: Scene) -> N
     wait_until(lambda: storage.lastTransaction() == T2, "the commit")
     seeker.send(seeker.reply(register, T1), seeker.invalidation(T2, [OID]), seeker.invalidation(T3, [OTHER]))
     for _ in range(3):
-        call = seeker.expect("lastTransaction", "getInvalidations", "get_info")
+        call = seeker.expect_after_same_history("lastTransaction", "getInvalidations", "get_info")
         if call.name == "lastTransaction":
             seeker.answer(call, T3)
         elif call.name == "getInvalidations":
@@ -567,9 +567,88 @@ def test_a_server_behind_the_client_is_refused(scene: Scene, caplog: pytest.LogC
     with pytest.raises(TimedOut, match=r"is behind: its last transaction is .* was seen before"):
         waiting.result()
     assert "is behind" in caplog.text
-    assert "restart this process" in caplog.text
     assert storage.lastTransaction() == T3
     assert not storage.is_connected()
+
+
+def test_a_database_that_stays_behind_was_restored(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No site is down because of it: what is known is forgotten, which is said, and the client goes on."""
+    server = scene.server()
+    storage, connection = scene.connected(T3, server=server)
+    listener = Listener()
+    storage.registerDB(listener)
+    load(storage, connection, OID, at(T3), (b"data", T1, None))
+    connection.close()
+    behind = server.accept()
+    behind.offer()
+    behind.answer(behind.expect("register"), T2)
+    answer_last(behind, T2)
+    monkeypatch.setattr(limits, "BEHIND_S", 0.0)
+    restored = server.accept()
+    restored.offer()
+    restored.answer(restored.expect("register"), T2)
+    restored.answer(restored.expect("lastTransaction"), T2)
+    restored.answer(restored.expect("get_info"), dict(INFO))
+    wait_until(storage.is_connected, "a connection")
+    assert "must have been restored from a back-up" in caplog.text
+    assert storage.lastTransaction() == T2
+    assert listener.heard == ["everything"]
+    assert not is_cached(storage, restored, OID, at(T2))
+
+
+def test_a_server_that_is_behind_is_waited_for_longer_while_another_one_is_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is away may have what this one has not got yet."""
+    monkeypatch.setattr(limits, "BEHIND_S", 0.0)
+    first, second = scene.server(), scene.server()
+    storage = scene.storage(first, second)
+    connection = first.accept()
+    connection.welcome(T3)
+    wait_until(storage.is_connected, "a connection")
+    second.close()
+    connection.close()
+    for _ in range(2):
+        behind = first.accept()
+        behind.offer()
+        behind.answer(behind.expect("register"), T2)
+        answer_last(behind, T2)
+    assert storage.lastTransaction() == T3
+
+
+@pytest.mark.parametrize(
+    "answer", [(b"other", T2, None), (b"other", T1, T2), None, POSKeyError(OID)], ids=repr
+)
+def test_another_history_that_has_passed_what_was_seen_is_found_out(
+    scene: Scene, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    """A database that was restored, and went on since: it is not merely newer."""
+    server = scene.server()
+    storage, connection = scene.connected(T1, server=server)
+    listener = Listener()
+    storage.registerDB(listener)
+    load(storage, connection, OTHER, at(T1), (b"data", T1, None))
+    connection.send(connection.invalidation(T3, [OID]))
+    wait_until(lambda: storage.lastTransaction() == T3, "the invalidation")
+    listener.heard.clear()
+    connection.close()
+    again = server.accept()
+    again.offer()
+    again.answer(again.expect("register"), T4)
+    asked = again.expect("loadBefore")
+    assert asked.args == (OID, tid_after(T3))
+    if isinstance(answer, Exception):
+        again.send(again.fault(asked, answer))
+    else:
+        again.answer(asked, answer)
+    again.answer(again.expect("get_info"), dict(INFO))
+    wait_until(storage.is_connected, "a connection")
+    assert "can't be found in its database" in caplog.text
+    assert storage.lastTransaction() == T4
+    assert listener.heard == ["everything"]
+    assert not is_cached(storage, again, OTHER, at(T4))
 
 
 def answer_last(connection: ScriptedConnection, last: bytes) -> None:

@@ -45,7 +45,7 @@ def heard(view: View) -> list[Any]:
         lambda view: view.invalidate(T3, [OID]),
         lambda view: view.finished(T3, {OID: b"data"}, view.mark - 1, None),
         lambda view: view.learned(T3, [OID], None),
-        lambda view: view.catch_up(T3, [OID]),
+        lambda view: view.catch_up(T1, T3, [OID]),
         lambda view: view.last_tid(),
     ],
     ids=["loaded", "loaded late", "several", "invalidate", "finished", "learned", "catch_up", "last_tid"],
@@ -85,7 +85,7 @@ def test_an_invalidation_is_told_and_then_shown(view: View) -> None:
         lambda view: view.invalidate(T2, [OID]),
         lambda view: view.finished(T2, {OID: b"data"}, view.mark, None),
         lambda view: view.learned(T2, [OID], None),
-        lambda view: view.catch_up(T2, [OID]),
+        lambda view: view.catch_up(T1, T2, [OID]),
         lambda view: view.start_over(T2),
         lambda view: view.begin(T2),
     ],
@@ -106,6 +106,7 @@ class Log:
         self.view = View(self)  # type: ignore[arg-type]
         self.view.listener = self.Told(self)
         self.view.begin(T1)
+        self.entries.clear()
 
     def note(self, what: str) -> None:
         self.entries.append((what, self.view.last_tid()))
@@ -123,10 +124,10 @@ class Log:
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         self.note("cache")
 
-    def forget(self, oids: Iterable[bytes]) -> None:
+    def caught_up(self, since: bytes, tid: bytes, oids: Iterable[bytes]) -> None:
         self.note("cache")
 
-    def forget_current(self) -> None:
+    def started_over(self, tid: bytes) -> None:
         self.note("cache")
 
     def store(self, *args: Any) -> None:
@@ -142,7 +143,7 @@ class Log:
             ["cache", "store", "database"],
         ),
         (lambda log: log.view.learned(T2, [OID], lambda _: log.note("database")), ["cache", "database"]),
-        (lambda log: log.view.catch_up(T2, [OID]), ["cache", "database"]),
+        (lambda log: log.view.catch_up(T1, T2, [OID]), ["cache", "database"]),
         (lambda log: log.view.start_over(T2), ["cache", "database"]),
     ],
     ids=["invalidate", "finished", "learned", "catch_up", "start_over"],
@@ -170,7 +171,7 @@ def test_nobody_sees_the_tid_before_everybody_was_told(view: View, how: str) -> 
     applying = Task(
         {
             "invalidate": lambda: view.invalidate(T2, [OID]),
-            "catch_up": lambda: view.catch_up(T2, [OID]),
+            "catch_up": lambda: view.catch_up(T1, T2, [OID]),
             "start_over": lambda: view.start_over(T2),
             "finished": lambda: view.finished(T2, {}, view.mark, lambda tid: held.stop_here()),
             "learned": lambda: view.learned(T2, [], lambda tid: held.stop_here()),
@@ -196,7 +197,7 @@ def test_a_database_that_fails_keeps_the_tid_where_it_was(view: View) -> None:
         view.invalidate(T2, [OID])
     assert Task(view.last_tid).result() == T1
     view.listener = Listener()
-    view.catch_up(T2, [OID])
+    view.catch_up(T1, T2, [OID])
     assert heard(view) == [(T2, [OID])]
 
 
@@ -246,7 +247,7 @@ def test_a_revision_and_the_end_that_comes_after_it(view: View) -> None:
 def test_history_that_was_loaded_is_kept_whatever_happens_meanwhile(view: View) -> None:
     mark = view.mark
     view.invalidate(T4, [OID])
-    view.catch_up(T5, [OID])
+    view.catch_up(T1, T5, [OID])
     assert view.loaded((OID, mark, MAX_TID), (b"old", T1, T2)) == (b"old", T1, T2)
     assert view.lookup(OID, T2) == (b"old", T1, T2)
 
@@ -299,11 +300,11 @@ def test_exactly_as_many_as_are_remembered(view: View) -> None:
 def test_a_reply_from_before_a_reconnection_is_not_kept_as_current(view: View, how: str) -> None:
     mark = view.mark
     if how == "catch_up":
-        view.catch_up(T2, [OTHER])
+        view.catch_up(T1, T2, [OTHER])
     elif how == "start_over":
         view.start_over(T2)
     else:
-        view.after_fork(MemoryCache())
+        view.after_fork(lambda told: MemoryCache())
     assert view.loaded((OID, mark, MAX_TID), (b"data", T1, None)) == (b"data", T1, None)
     assert view.lookup(OID, at(view.last_tid())) is None
 
@@ -394,7 +395,7 @@ def test_an_own_commit_that_a_later_connection_told_of(view: View) -> None:
 
 def test_a_commit_of_another_that_is_newer_than_the_own_one_learned_late(view: View) -> None:
     """No revision gets an end from it: that the other one was between is not known here."""
-    view.catch_up(T3, [OID])
+    view.catch_up(T1, T3, [OID])
     view.loaded((OID, view.mark, MAX_TID), (b"theirs", T3, None))
     view.learned(T2, [OID], None)
     assert view.last_tid() == T3
@@ -419,7 +420,7 @@ def test_catching_up_forgets_what_was_written_and_nothing_else(view: View) -> No
     """The transactions that wrote are not told one by one: no end may be made up for what is forgotten."""
     view.loaded((OID, view.mark, MAX_TID), (b"a", T1, None))
     view.loaded((OTHER, view.mark, MAX_TID), (b"b", T1, None))
-    view.catch_up(T3, [OID])
+    view.catch_up(T1, T3, [OID])
     assert heard(view) == [(T3, [OID])]
     for before in (T2, at(T2), T3, at(T3)):
         assert view.lookup(OID, before) is None
@@ -443,7 +444,7 @@ def test_without_a_database_the_cache_is_told_all_the_same(view: View) -> None:
     view.loaded((OID, view.mark, MAX_TID), (b"a", T1, None))
     view.invalidate(T2, [OID])
     assert view.lookup(OID, at(T2)) is None
-    view.catch_up(T3, [OID])
+    view.catch_up(T1, T3, [OID])
     view.start_over(T4)
     assert view.last_tid() == T4
 
@@ -459,7 +460,7 @@ def test_after_a_fork_a_lock_that_another_thread_held_is_no_obstacle(view: View)
     view.listener = Slow()
     applying = Task(view.invalidate, T2, [OID])
     held.wait_for_entry()
-    view.after_fork(MemoryCache())
+    view.after_fork(lambda told: MemoryCache())
     assert Task(view.last_tid).result() == T1
     assert view.lookup(OID, at(T1)) is None
     held.let_go()

@@ -46,7 +46,7 @@ def test_addresses(made: list[tuple[Any, dict[str, Any]]], uri: str, addresses: 
 def test_options(made: list[tuple[Any, dict[str, Any]]]) -> None:
     factory, leftovers = uris.resolve(
         "zeoid://zoo:7700?storage=temp&name=n&wait=false&wait_timeout=2.5&read_only=1&read_only_fallback=0"
-        "&cache_size_bytes=50MB&client_label=a%20label&server_sync=true&coding=Z5"
+        "&cache_size_bytes=50MB&client_label=a%20label&server_sync=true&coding=Z5&cache_dir=/var/cache/zoo"
         "&blob_dir=/var/blobs&shared_blob_dir=1&blob_cache_size=1GB&blob_cache_size_check=5"
         "&database_name=main&connection_pool_size=3"
     )
@@ -54,7 +54,8 @@ def test_options(made: list[tuple[Any, dict[str, Any]]]) -> None:
     options = {
         "storage": "temp", "name": "n", "wait": False, "wait_timeout": 2.5, "read_only": True,
         "read_only_fallback": False, "cache_size_bytes": 50 * 1024 * 1024, "client_label": "a label",
-        "server_sync": True, "coding": "Z5", "blob_dir": "/var/blobs", "shared_blob_dir": True,
+        "server_sync": True, "cache_dir": "/var/cache/zoo", "coding": "Z5",
+        "blob_dir": "/var/blobs", "shared_blob_dir": True,
         "blob_cache_size": 1024**3, "blob_cache_size_check": 5,
     }  # fmt: skip
     assert made == [([TcpAddress("zoo", 7700)], options)]

@@ -129,6 +129,23 @@ def test_writing_begins_early_and_little_is_under_way(
     assert [name for name, _ in done[-1:]] == ["sync"]
 
 
+def test_of_a_large_blob_only_the_beginning_stays_in_memory(
+    blobs: BlobDirectory, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BLOB_PIECE_BYTES", 100)
+    monkeypatch.setattr(limits, "BLOB_WRITEBACK_BYTES", 1000)
+    monkeypatch.setattr(limits, "BLOB_CACHED_BYTES", 2000)
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(disk, "wait_for_writeback", lambda fd, *where: told.append(("waited", *where)))
+    monkeypatch.setattr(disk, "forget_cached", lambda fd, *where: told.append(("forgot", *where)))
+    file = blobs.stage()
+    for _ in range(50):
+        file.write(bytes(100))
+    assert [where for what, *where in told if what == "forgot"] == [[2000, 1000], [3000, 1000]]
+    assert told[-2:] == [("waited", 3000, 1000), ("forgot", 3000, 1000)]  # on the disk before that
+    file.complete()
+
+
 def test_where_the_system_writes_back_by_itself_only_there_are_syncs(
     blobs: BlobDirectory, disk: FaultyDisk, done: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

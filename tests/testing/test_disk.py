@@ -624,6 +624,11 @@ def test_the_real_disk_links_writes_back_and_syncs_everything(root: Path) -> Non
     disk.pwrite(fd, A, 0)
     assert disk.start_writeback(fd, 0, 1024)
     disk.wait_for_writeback(fd, 0, 1024)
+    disk.forget_cached(fd, 0, 1024)
+    read, write = os.pipe()
+    disk.forget_cached(write, 0, 10)  # which can't be: it is advice
+    os.close(read)
+    os.close(write)
     disk.make_read_only(fd, 0o004)
     assert disk.free_bytes(fd) > 0
     disk.close(fd)

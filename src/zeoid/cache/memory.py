@@ -9,11 +9,12 @@ either is true for what it may ask. So what is changed in place here is dictiona
 a revision is in `_ended` before it leaves `_current`.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterable
 
 from zeoid import limits
-from zeoid.model import Revision
+from zeoid.model import NO_TID, Applied, CacheFigures, Revision
 
 #: What a revision costs besides its data: the objects that hold it.
 _OVERHEAD_BYTES = 300
@@ -27,6 +28,7 @@ class MemoryCache:
     def __init__(self, size_bytes: int = limits.CACHE_BYTES) -> None:
         self._size_bytes = size_bytes
         self._used_bytes = 0
+        self._evictions = 0
         self._current: dict[bytes, Revision] = {}
         #: oid → revisions that ended, oldest first; none of them overlap
         self._ended: dict[bytes, tuple[Revision, ...]] = {}
@@ -121,8 +123,10 @@ class MemoryCache:
         current = self._current.pop(oid, None)
         if current is not None:
             self._used_bytes -= _cost(current)
+            self._evictions += 1
         for revision in self._ended.pop(oid, ()):
             self._used_bytes -= _cost(revision)
+            self._evictions += 1
 
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         for oid in oids:
@@ -142,7 +146,10 @@ class MemoryCache:
         for oid in oids:
             self._forget(oid)
 
-    def forget_current(self) -> None:
+    def caught_up(self, since: bytes, tid: bytes, oids: Iterable[bytes]) -> None:
+        self.forget(oids)
+
+    def started_over(self, tid: bytes) -> None:
         for oid in list(self._current):
             self._forget(oid)
 
@@ -151,6 +158,39 @@ class MemoryCache:
         if revision is not None:
             self._used_bytes -= _cost(revision)
 
+    def some(self, most: int, most_bytes: int) -> list[tuple[bytes, bytes, bytes | None, bytes]]:
+        """Up to *most* revisions as (oid, start, end, data), of *most_bytes* together, or a single one."""
+        found: list[tuple[bytes, bytes, bytes | None, bytes]] = []
+        left_bytes = most_bytes
+        ended = ((oid, each) for oid, revisions in self._ended.items() for each in revisions)
+        for oid, (data, start, end) in itertools.chain(ended, self._current.items()):
+            left_bytes -= len(data)
+            if found and (left_bytes < 0 or len(found) >= most):
+                break
+            found.append((oid, start, end, data))
+        return found
+
+    def remove(self, oid: bytes, start: bytes, end: bytes | None) -> None:
+        """Remove one revision, if it is there and ends there."""
+        if end is None:
+            current = self._current.get(oid)
+            if current is not None and current[1] == start:
+                self._forget(oid)
+            return
+        ended = self._ended.get(oid, ())
+        for revision in ended:
+            if revision[1] == start and revision[2] == end:
+                self._used_bytes -= _cost(revision)
+                rest = tuple(each for each in ended if each is not revision)
+                if rest:
+                    self._ended[oid] = rest
+                else:
+                    del self._ended[oid]
+
+    def grow(self, size_bytes: int) -> None:
+        """Have room for so much, if there is less."""
+        self._size_bytes = max(self._size_bytes, size_bytes)
+
     def clear(self) -> None:
         self._current.clear()
         self._ended.clear()
@@ -158,8 +198,20 @@ class MemoryCache:
         self._used.clear()
         self._used_bytes = 0
 
+    def applied(self) -> Applied:
+        return NO_TID, None
+
+    def close(self) -> None:
+        pass
+
     def __len__(self) -> int:
         return len(self._current) + sum(map(len, self._ended.values()))
+
+    def written_by(self, tid: bytes) -> bytes | None:
+        return next((oid for oid, revision in self._current.items() if revision[1] == tid), None)
+
+    def figures(self) -> CacheFigures:
+        return CacheFigures(self._used_bytes, self._size_bytes, self._evictions)
 
     @property
     def used_bytes(self) -> int:

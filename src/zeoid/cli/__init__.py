@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import checkpoint, copy, journal, pack, recover, serve
+from zeoid.cli import cache, checkpoint, copy, journal, pack, recover, serve
 from zeoid.errors import ConfigurationError
 
 _VERBS = {
@@ -15,6 +15,7 @@ _VERBS = {
     "checkpoint": checkpoint,
     "recover": recover,
     "journal": journal,
+    "cache": cache,
 }
 
 

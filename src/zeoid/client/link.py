@@ -28,6 +28,7 @@ from zeoid import limits
 from zeoid.addresses import Address
 from zeoid.client.channel import Channel
 from zeoid.client.stream import connect
+from zeoid.client.verifying import Verifier, tid_of
 from zeoid.client.view import View
 from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.model import NO_TID
@@ -51,10 +52,6 @@ class Access(Enum):
     READ = "read"
     #: Write, but rather read than nothing.
     FALLBACK = "write, or else read"
-
-
-class Behind(ClientError):
-    """The server's last transaction is older than one that this client has seen."""
 
 
 class Link:
@@ -102,6 +99,7 @@ class Link:
         #: What the log was last told of each address, so that it is not told again and again.
         self._told: dict[Address, str] = {}
         self._refusal: ClientError | None = None
+        self._verifier = Verifier(self.view, self.addresses, self._connect_timeout_s)
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         #: Grows with every connection, so that what belongs to an old one can be told.
@@ -285,14 +283,14 @@ class Link:
             tid = channel.call("register", args, self._connect_timeout_s)
         except (ValueError, TypeError) as refusal:
             raise ClientError(f"{channel.peer} refused: {refusal}") from None
-        return NO_TID if tid is None or tid == b"" else _tid(tid)
+        return NO_TID if tid is None or tid == b"" else tid_of(tid)
 
-    # Verification ---------------------------------------------------------------------------------
+    # Taking it into use ---------------------------------------------------------------------------
 
     def _take(self, channel: Channel, address: Address, tid: bytes, read_only: bool = False) -> bool:
         """Verify a registered connection and use it from now on. False, and it is closed, if it won't do."""
         try:
-            self._verify(channel, tid)
+            self._verifier.verify(channel, address, tid)
             info = channel.call("get_info", (), self._connect_timeout_s)
             if self._label:
                 channel.send(
@@ -325,28 +323,6 @@ class Link:
         if read_only and self._access is Access.FALLBACK:
             self._seek_writer()
         return True
-
-    def _verify(self, channel: Channel, server_tid: bytes) -> None:
-        """Bring the view up to the server. Invalidations that arrive meanwhile are applied by `listen`."""
-        last = self.view.last_tid()
-        if server_tid < last:
-            # It was registered while another connection went on, or it is catching up: what about now?
-            server_tid = _tid(channel.call("lastTransaction", (), self._connect_timeout_s))
-        if last == NO_TID:
-            self.view.begin(server_tid)
-        elif server_tid < last:
-            raise Behind(
-                f"{channel.peer} is behind: its last transaction is {server_tid.hex()}, and {last.hex()} was "
-                "seen before. If its database was restored from a back-up, restart this process"
-            )
-        elif server_tid > last:
-            missed = channel.call("getInvalidations", (last,), self._connect_timeout_s)
-            if missed is None:
-                log.warning("%s: too much was missed, the object cache is emptied", channel.peer)
-                self.view.start_over(server_tid)
-            else:
-                tid, oids = CLIENT_METHODS["invalidateTransaction"].check(missed)
-                self.view.catch_up(max(tid, server_tid), oids)
 
     def _on_call(self, channel: Channel, name: str, args: Any) -> None:
         """The server calls; in stream order."""
@@ -419,13 +395,6 @@ class Link:
         else:
             log.info("found a writable server, %s", address)
             old.close(Disconnected("a writable server was found"))
-
-
-def _tid(value: Any) -> bytes:
-    """*value*, which a server gave as its last transaction."""
-    if type(value) is not bytes or len(value) != 8:
-        raise PeerError("its last transaction is no tid")
-    return value
 
 
 def _extensions(info: dict[str, Any]) -> frozenset[str]:

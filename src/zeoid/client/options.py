@@ -1,8 +1,15 @@
 """What the options of a client storage may be. Owns the refusals, in words for whoever wrote the options."""
 
+import os
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from zeoid import limits
+from zeoid.addresses import Address
+from zeoid.cache.memory import MemoryCache
+from zeoid.cache.shared import SharedCache
 from zeoid.errors import ConfigurationError
+from zeoid.ports import ObjectCache
 
 
 def check_options(
@@ -13,6 +20,7 @@ def check_options(
     read_only_fallback: bool,
     wait_timeout: Any,
     cache_size_bytes: Any,
+    cache_dir: Any,
     coding: Any,
 ) -> None:
     """ConfigurationError if one of them can't be. Those of blobs are `blobs`' business."""
@@ -24,5 +32,27 @@ def check_options(
         raise ConfigurationError("the names of a storage and of a client must be text")
     if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout > 0):
         raise ConfigurationError(f"wait_timeout must be a number of seconds, not {wait_timeout!r}")
+    if cache_dir is not None and (not isinstance(cache_dir, str | os.PathLike) or not os.fspath(cache_dir)):
+        raise ConfigurationError(f"cache_dir must be a directory, not {cache_dir!r}")
+    if cache_size_bytes is None:
+        return
     if not isinstance(cache_size_bytes, int) or cache_size_bytes < 0:
         raise ConfigurationError(f"cache_size_bytes must be a number of bytes, not {cache_size_bytes!r}")
+    if cache_dir is not None and cache_size_bytes < limits.SHARED_CACHE_LEAST_BYTES:
+        raise ConfigurationError(
+            f"in a cache_dir, cache_size_bytes must be {limits.SHARED_CACHE_LEAST_BYTES:,} at least, "
+            f"not {cache_size_bytes:,}"
+        )
+
+
+def cache_maker(
+    cache_dir: Any, cache_size_bytes: int | None, storage: str, addresses: Iterable[Address]
+) -> Callable[[bytes], ObjectCache]:
+    """What makes an object cache, for a process that was told everything up to the tid that it is given."""
+    if cache_dir is None:
+        size_bytes = limits.CACHE_BYTES if cache_size_bytes is None else cache_size_bytes
+        return lambda told: MemoryCache(size_bytes)
+    size_bytes = limits.SHARED_CACHE_BYTES if cache_size_bytes is None else cache_size_bytes
+    # The same words in every process, in whatever order it was given the servers.
+    key = f"{storage} at {', '.join(sorted(map(str, addresses)))}"
+    return lambda told: SharedCache(cache_dir, key, size_bytes, told)

@@ -3,11 +3,14 @@
 Everything here happens in the order of the server's stream: the thread that reads the stream applies each
 invalidation, each reply to a load and each reply to a finish before it looks at the next message.
 
+The cache may be shared with other processes, which may have told it more; but it was told everything that
+this one was, before this one's last tid shows it.
+
 Invariants:
  1. An invalidation is applied to the cache, then to ZODB, then the last tid advances, all in one re-entrant
     critical section. `last_tid()` waits for it: a ZODB connection opened in between would otherwise start at
     the old tid, miss the invalidation, and keep a stale object.
- 2. The last tid never goes back.
+ 2. The last tid never goes back, unless the database itself did (`restored`).
  3. A revision is kept as current only if no invalidation of it can have been missed: a reply that was under
     way while an invalidation was applied is corrected by it (`_ended_since`).
  4. A revision gets an end only from what came in the order of the stream. What is learned outside of it (by
@@ -21,7 +24,7 @@ from typing import Any, Protocol
 
 from zeoid import limits
 from zeoid.errors import ServerError
-from zeoid.model import NO_TID, Revision, tid_after
+from zeoid.model import NO_TID, Applied, Revision, tid_after
 from zeoid.ports import ObjectCache
 
 
@@ -41,6 +44,11 @@ class View:
         self.listener: Listener | None = None
         self._lock = threading.RLock()
         self._last: bytes = NO_TID
+        #: An object that the transaction `_last` wrote, if one is known.
+        self._witness: bytes | None = None
+        #: Lookups that found something, and that did not; approximately, where threads look at once.
+        self.hits = 0
+        self.misses = 0
         #: How many invalidations were applied: taken when a load is sent, given to `loaded` with its reply.
         self.mark = 0
         #: (number of the application, tid, oids), oldest first
@@ -55,7 +63,12 @@ class View:
 
     def lookup(self, oid: bytes, tid: bytes) -> Revision | None:
         """What the cache knows for sure of *oid* before *tid*."""
-        return self.cache.load_before(oid, tid, self._last)
+        found = self.cache.load_before(oid, tid, self._last)
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return found
 
     def is_settled(self, tid: bytes) -> bool:
         """Whether what there is before *tid* can't change any more, and was told."""
@@ -151,7 +164,12 @@ class View:
             self.cache.invalidate(tid, written)
             if self.listener is not None:
                 self.listener.invalidate(tid, written)
-            self._last = max(self._last, tid)
+            self._advance(tid, written)
+
+    def _advance(self, tid: bytes, written: Iterable[bytes] = ()) -> None:
+        if tid > self._last:
+            self._last = tid
+            self._witness = next(iter(written), None)
 
     def finished(
         self,
@@ -171,7 +189,7 @@ class View:
                         self.cache.store(oid, tid, end, data)
             if callback is not None:
                 callback(tid)
-            self._last = max(self._last, tid)
+            self._advance(tid, written)
 
     def learned(self, tid: bytes, written: Iterable[bytes], callback: Callable[[bytes], Any] | None) -> None:
         """Our own transaction was committed as *tid*, as a later connection than its own has told.
@@ -181,10 +199,10 @@ class View:
         with self._lock:
             oids = frozenset(written)
             self._note(tid, oids)
-            self.cache.forget(oids)
+            self.cache.caught_up(self._last, tid, oids)
             if callback is not None:
                 callback(tid)
-            self._last = max(self._last, tid)
+            self._advance(tid, oids)
 
     def _note(self, tid: bytes, written: frozenset[bytes]) -> None:
         self.mark += 1
@@ -192,37 +210,63 @@ class View:
 
     # Verification, when a connection is made ------------------------------------------------------
 
-    def catch_up(self, tid: bytes, oids: Iterable[bytes]) -> None:
-        """*oids* were written by transactions up to *tid* that we missed; by which ones isn't known."""
+    def known(self) -> Applied:
+        """Up to where what we have is true: what a new connection has to be verified from.
+
+        That is our own last tid, or what others have told the cache that we share with them.
+        """
+        with self._lock:
+            applied = self.cache.applied()
+            if self._last == NO_TID:
+                return applied
+            return self._last, self._witness or self.cache.written_by(self._last)
+
+    def catch_up(self, since: bytes, tid: bytes, oids: Iterable[bytes]) -> None:
+        """*oids* were written by the transactions after *since* up to *tid*; by which ones isn't known."""
         with self._lock:
             written = frozenset(oids)
-            self.cache.forget(written)
+            self.cache.caught_up(since, tid, written)
             if self.listener is not None:
                 self.listener.invalidate(tid, written)
             self._forget_recent()
-            self._last = max(self._last, tid)
+            self._advance(tid)
 
     def start_over(self, tid: bytes) -> None:
         """So much was missed up to *tid* that nothing current can be kept."""
         with self._lock:
-            self.cache.forget_current()
+            self.cache.started_over(tid)
             if self.listener is not None:
                 self.listener.invalidateCache()
             self._forget_recent()
-            self._last = max(self._last, tid)
+            self._advance(tid)
+
+    def restored(self, tid: bytes) -> None:
+        """The database has another history than the one we knew, up to *tid*: forget everything.
+
+        Here, and only here, the last tid may go back.
+        """
+        with self._lock:
+            self.cache.clear()
+            self._last = NO_TID
+            self.start_over(tid)
 
     def begin(self, tid: bytes) -> None:
-        """The first connection: nothing is known, nothing can be stale."""
+        """The first connection: nothing is known beyond what the cache knows, which is up to *tid*."""
         with self._lock:
-            self._last = max(self._last, tid)
+            self.cache.started_over(tid)
+            self._advance(tid)
 
     def _forget_recent(self) -> None:
         # No load survives a change of connections, so no mark from before is ever used again.
         self.mark += 1
         self._recent.clear()
 
-    def after_fork(self, cache: ObjectCache) -> None:
-        """In a forked child: locks and cache may have been in use by threads that do not exist here."""
+    def after_fork(self, make_cache: Callable[[bytes], ObjectCache]) -> None:
+        """In a forked child: locks and cache may have been in use by threads that do not exist here.
+
+        *make_cache* makes one that has to be where we are, at the tid that it is given.
+        """
         self._lock = threading.RLock()
+        cache = make_cache(self._last)
         self.cache = cache
         self._forget_recent()

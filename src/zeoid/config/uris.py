@@ -31,6 +31,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "read_only": _yes_or_no,
     "read_only_fallback": _yes_or_no,
     "cache_size_bytes": _byte_size,
+    "cache_dir": str,
     "client_label": str,
     "server_sync": _yes_or_no,
     "coding": str,

@@ -8,6 +8,7 @@ or a directory once `sync_directory` returned after `open`, `rename`, `link`, `m
 all of it once `sync_all` returned.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -123,6 +124,15 @@ class Disk:
     def wait_for_writeback(self, fd: int, start: int, length: int) -> None:
         """Wait until it has, so that not too much is under way. An OSError is that of a failed `sync`."""
         _write_back(fd, start, length, _BEGIN_AND_WAIT)
+
+    def forget_cached(self, fd: int, start: int, length: int) -> None:
+        """Have the system give back the memory in which it keeps these bytes, as far as they are on the disk.
+
+        What is read of them comes from the disk then. Where the system can't be told to, it does as it likes.
+        """
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # it is advice
+                os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
     def free_bytes(self, fd: int) -> int:
         """What a process without privileges may still take on the file's disk. Unknown counts as much."""

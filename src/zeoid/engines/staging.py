@@ -2,7 +2,8 @@
 
 The system keeps what is written in memory, and puts it on the disk when it sees fit: with the next change of
 any file's length, say, for which other transactions then wait. So it is told to begin early, and not much is
-let pile up.
+let pile up. And of a very large blob the system keeps only the beginning in memory: the rest would drive out
+what is read all the time, and memory that it has to get for every step costs more time than the disk does.
 
 Owns one file until it is complete. Knows neither its final name nor its transaction.
 """
@@ -66,8 +67,11 @@ class StagedFile:
         while self.size_bytes - self._begun >= step:
             self._check_room()
             if self._disk.start_writeback(self._file, self._begun, step):
-                if self._begun >= step:
-                    self._disk.wait_for_writeback(self._file, self._begun - step, step)
+                before = self._begun - step
+                if before >= 0:
+                    self._disk.wait_for_writeback(self._file, before, step)
+                if before >= limits.BLOB_CACHED_BYTES:
+                    self._disk.forget_cached(self._file, before, step)
             elif self._begun % (_STEPS_PER_SYNC * step) == 0:
                 self._disk.sync(self._file)
             self._begun += step

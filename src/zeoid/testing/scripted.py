@@ -16,7 +16,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 from zeoid.errors import PeerError
-from zeoid.model import frozen
+from zeoid.model import frozen, tid_before
 from zeoid.wire.codec import ONE_WAY, MessageId
 from zeoid.wire.connection import ServerConnection
 
@@ -106,12 +106,21 @@ class ScriptedConnection:
         self.offer(coding)
         register = self.expect("register")
         self.answer(register, tid)
-        call = self.expect("getInvalidations", "get_info")
+        call = self.expect_after_same_history("getInvalidations", "get_info")
         if call.name == "getInvalidations":
             self.answer(call, missed)
             call = self.expect("get_info")
         self.answer(call, {**info, "extensions": list(extensions)} if extensions else dict(info))
         return register
+
+    def expect_after_same_history(self, *names: str) -> Call:
+        """The next call, which has one of *names*. If the client asks before it whether the last revision
+        that it has seen is there, it is."""
+        call = self.expect("loadBefore", *names)
+        if call.name == "loadBefore":
+            self.answer(call, (b"", tid_before(call.args[1]), None))
+            call = self.expect(*names)
+        return call
 
     # What the client does -------------------------------------------------------------------------
 
