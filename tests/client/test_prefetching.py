@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial, partialmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -466,7 +467,10 @@ def served(tmp_path: Any) -> Iterator[Any]:
         yield server.address
 
 
-def test_a_zodb_connection_prefetches_what_it_is_about_to_need(served: Any) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["own cache", "shared cache"])
+def test_a_zodb_connection_prefetches_what_it_is_about_to_need(
+    served: Any, tmp_path: Path, shared: bool
+) -> None:
     count = 3 * limits.BULK_LOAD_OIDS + 10
     database = zeoid.DB((served.host, served.port))
     try:
@@ -478,7 +482,8 @@ def test_a_zodb_connection_prefetches_what_it_is_about_to_need(served: Any) -> N
         database.close()
     gc.collect()
 
-    database = zeoid.DB((served.host, served.port))
+    options = {"cache_dir": str(tmp_path / "cache")} if shared else {}
+    database = zeoid.DB((served.host, served.port), **options)
     try:
         manager = transaction.TransactionManager()
         connection = database.open(manager)
