@@ -127,6 +127,10 @@ SLOW_REQUEST_THREADS: Final = 4
 READ_THREADS: Final = 8
 #: Its loads of one connection that are under way; what comes after them stays unread until one has ended.
 READS_PER_CONNECTION: Final = 1000
+#: Objects of one bulk load. A server answers it in one go: half a millisecond from a data file.
+BULK_LOAD_OIDS: Final = 100
+#: Data of the reply to one: what does not fit is asked for again. (One object always fits.)
+BULK_LOAD_BYTES: Final = 256 * 1024
 #: A load in a thread that was overtaken by a commit to the same object is done again, so often at most.
 READ_TRIES: Final = 10
 

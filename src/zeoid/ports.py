@@ -101,6 +101,14 @@ class Engine(Protocol):
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
         """The newest revision of *oid* before *tid*; None when the object began later."""
 
+    def load_before_many(
+        self, oids: Sequence[bytes], tid: bytes, most_bytes: int
+    ) -> "Sequence[Revision | None]":
+        """As `load_before` for each, None also for an object that there is not.
+
+        Ends early, but not before the first object, when there are *most_bytes* of data, or when it took as
+        long as reading so much."""
+
     def load_serial(self, oid: bytes, serial: bytes) -> bytes:
         """The data of the revision that transaction *serial* wrote."""
 
@@ -286,6 +294,9 @@ class ObjectCache(Protocol):
 
     def store(self, oid: bytes, start: bytes, end: bytes | None, data: bytes) -> None:
         """Keep a revision that is current (*end* None) or was overwritten at *end*."""
+
+    def store_many(self, revisions: Iterable[tuple[bytes, Revision]]) -> None:
+        """`store` each: pairs of an oid and (data, start, end)."""
 
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         """*tid*, the next transaction after all that was told, wrote *oids*."""

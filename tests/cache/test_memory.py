@@ -137,6 +137,19 @@ class CacheMachine(RuleBasedStateMachine):
             else:
                 assert kept in (answer, None)
 
+    @rule(loaded=st.lists(oids, max_size=8), back=st.integers(0, 12))
+    def load_several_at_once(self, loaded: list[bytes], back: int) -> None:
+        """Those that are here already may be among them, and the same one twice."""
+        before = tid_after(tid(max(0, self.database.last - back)))
+        answers = [(oid, self.database.load_before(oid, before)) for oid in loaded]
+        self.cache.store_many([(oid, answer) for oid, answer in answers if answer is not None])
+        for oid, answer in answers:
+            kept = self.cache.load_before(oid, before, self.applied)
+            if answer and self.size_bytes == BIG and len(self.database.revisions[oid]) <= ENDED_REVISIONS:
+                assert kept == answer
+            else:
+                assert kept in (answer, None)
+
     @rule(oid=oids, back=st.integers(0, 12))
     def load_a_revision_twice_over(self, oid: bytes, back: int) -> None:
         """Two threads that miss the same revision both store it."""
@@ -206,6 +219,31 @@ TestCacheMachine = CacheMachine.TestCase
 # By example -------------------------------------------------------------------------------------------
 
 A, B, C, D = OIDS[:4]
+
+
+def test_several_are_kept_as_if_each_were_stored_by_itself() -> None:
+    """New ones, known ones, newer and older ones, history, and one that is too large."""
+    revisions: list[tuple[bytes, Revision]] = [
+        (OIDS[0], (b"new", tid(5), None)),
+        (OIDS[1], (b"past", tid(2), tid(4))),
+        (OIDS[1], (b"now", tid(4), None)),
+        (OIDS[2], (b"newer", tid(3), None)),
+        (OIDS[3], (b"known", tid(2), None)),
+        (OIDS[4], (b"older", tid(1), None)),
+        (OIDS[5], (bytes(10_000), tid(1), None)),
+    ]
+    caches = MemoryCache(5000), MemoryCache(5000)
+    for cache in caches:
+        for number in (2, 3, 4):
+            cache.store(OIDS[number], tid(2), None, b"known")
+    caches[0].store_many(revisions)
+    for oid, (data, start, end) in revisions:
+        caches[1].store(oid, start, end, data)
+    questions = [(oid, tid(before)) for oid in OIDS for before in range(8)]
+    answers = [[cache.load_before(oid, before, tid(7)) for oid, before in questions] for cache in caches]
+    assert answers[0] == answers[1]
+    assert sum(answer is not None for answer in answers[0]) > 20
+    assert caches[0].used_bytes == caches[1].used_bytes
 
 
 def test_the_least_recently_used_object_goes_first() -> None:

@@ -327,7 +327,7 @@ def reads(storage: ClientStorage) -> dict[str, Callable[[], Any]]:
         "undoLog": storage.undoLog,
         "undoInfo": storage.undoInfo,
         "iterator": storage.iterator,
-        "prefetch": lambda: storage.prefetch([OID, OTHER], T1),
+        "prefetch": lambda: storage.prefetch([OTHER, oid(44)], T1),
         "ping": storage.ping,
         "sync": storage.sync,
         "server_status": storage.server_status,

@@ -15,7 +15,9 @@ from tests.client.scenes import OID, OTHER, T1, T2, T3, T4, T5, Held, Listener, 
 from zeoid import limits
 from zeoid.cache.memory import MemoryCache
 from zeoid.client.view import View
-from zeoid.model import NO_TID
+from zeoid.model import MAX_TID, NO_TID
+
+OTHERS = [number.to_bytes(8, "big") for number in (100, 101)]
 
 
 @pytest.fixture
@@ -37,15 +39,16 @@ def heard(view: View) -> list[Any]:
 @pytest.mark.parametrize(
     "happens",
     [
-        lambda view: view.loaded((OID, view.mark), (b"data", T1, None)),
-        lambda view: view.loaded((OID, view.mark - 1), (b"data", T1, None)),
+        lambda view: view.loaded((OID, view.mark, MAX_TID), (b"data", T1, None)),
+        lambda view: view.loaded((OID, view.mark - 1, MAX_TID), (b"data", T1, None)),
+        lambda view: view.loaded_many(([OID], view.mark - 1, MAX_TID), [(b"data", T1, None)]),
         lambda view: view.invalidate(T3, [OID]),
         lambda view: view.finished(T3, {OID: b"data"}, view.mark - 1, None),
         lambda view: view.learned(T3, [OID], None),
         lambda view: view.catch_up(T1, T3, [OID]),
         lambda view: view.last_tid(),
     ],
-    ids=["loaded", "loaded late", "invalidate", "finished", "learned", "catch_up", "last_tid"],
+    ids=["loaded", "loaded late", "several", "invalidate", "finished", "learned", "catch_up", "last_tid"],
 )
 def test_whoever_is_interrupted_leaves_no_lock_behind(happens: Callable[[View], Any]) -> None:
     for place in itertools.count(1):
@@ -203,14 +206,14 @@ def test_a_database_that_fails_keeps_the_tid_where_it_was(view: View) -> None:
 
 def test_what_was_loaded_is_kept(view: View) -> None:
     assert view.lookup(OID, at(T1)) is None
-    assert view.loaded((OID, view.mark), (b"data", T1, None)) == (b"data", T1, None)
+    assert view.loaded((OID, view.mark, MAX_TID), (b"data", T1, None)) == (b"data", T1, None)
     assert view.lookup(OID, at(T1)) == (b"data", T1, None)
-    assert view.loaded((OTHER, view.mark), None) is None
+    assert view.loaded((OTHER, view.mark, MAX_TID), None) is None
     assert view.lookup(OTHER, at(T1)) is None
 
 
 def test_a_current_revision_answers_only_for_what_was_applied(view: View) -> None:
-    view.loaded((OID, view.mark), (b"data", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"data", T1, None))
     assert view.lookup(OID, at(T2)) is None
     view.invalidate(T2, [OTHER])
     assert view.lookup(OID, at(T2)) == (b"data", T1, None)
@@ -222,7 +225,7 @@ def test_a_revision_whose_end_came_while_its_reply_was_under_way(view: View) -> 
     view.invalidate(T2, [OTHER])
     view.invalidate(T3, [OID])
     view.invalidate(T4, [OID])
-    assert view.loaded((OID, mark), (b"old", T1, None)) == (b"old", T1, T3)
+    assert view.loaded((OID, mark, MAX_TID), (b"old", T1, None)) == (b"old", T1, T3)
     assert view.lookup(OID, at(T2)) == (b"old", T1, T3)
     assert view.lookup(OID, at(T3)) is None
 
@@ -230,12 +233,12 @@ def test_a_revision_whose_end_came_while_its_reply_was_under_way(view: View) -> 
 def test_a_revision_that_is_the_one_the_invalidation_told_of(view: View) -> None:
     mark = view.mark
     view.invalidate(T2, [OID])
-    assert view.loaded((OID, mark), (b"new", T2, None)) == (b"new", T2, None)
+    assert view.loaded((OID, mark, MAX_TID), (b"new", T2, None)) == (b"new", T2, None)
     assert view.lookup(OID, at(T2)) == (b"new", T2, None)
 
 
 def test_a_revision_and_the_end_that_comes_after_it(view: View) -> None:
-    view.loaded((OID, view.mark), (b"old", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"old", T1, None))
     view.invalidate(T2, [OID])
     assert view.lookup(OID, T2) == (b"old", T1, T2)
     assert view.lookup(OID, at(T2)) is None
@@ -245,7 +248,7 @@ def test_history_that_was_loaded_is_kept_whatever_happens_meanwhile(view: View) 
     mark = view.mark
     view.invalidate(T4, [OID])
     view.catch_up(T1, T5, [OID])
-    assert view.loaded((OID, mark), (b"old", T1, T2)) == (b"old", T1, T2)
+    assert view.loaded((OID, mark, MAX_TID), (b"old", T1, T2)) == (b"old", T1, T2)
     assert view.lookup(OID, T2) == (b"old", T1, T2)
 
 
@@ -256,8 +259,32 @@ def test_more_invalidations_than_are_remembered_while_a_reply_was_under_way(view
     view.invalidate(tid(next(numbers)), [OID])
     for _ in range(limits.RECENT_INVALIDATIONS):
         view.invalidate(tid(next(numbers)), [OTHER])
-    assert view.loaded((OID, mark), (b"old", T1, None)) == (b"old", T1, None)
+    assert view.loaded((OID, mark, MAX_TID), (b"old", T1, None)) == (b"old", T1, None)
     assert view.lookup(OID, at(view.last_tid())) is None
+
+
+def test_of_several_revisions_each_gets_the_end_that_came_while_they_were_under_way(view: View) -> None:
+    mark = view.mark
+    view.invalidate(T2, [OTHER])
+    view.invalidate(T3, [OID])
+    asked = [OID, OTHER, OTHERS[0], OTHERS[1]], mark, at(T1)
+    history = (b"past", T1, T2)
+    assert view.loaded_many(asked, [(b"a", T1, None), (b"b", T2, None), (b"c", T1, None), history]) == 4
+    assert view.lookup(OID, at(T1)) == (b"a", T1, T3)
+    assert view.lookup(OTHER, at(T3)) == (b"b", T2, None)
+    assert view.lookup(OTHERS[0], at(T3)) == (b"c", T1, None)
+    assert view.lookup(OTHERS[1], T2) == history
+
+
+def test_of_several_revisions_none_is_kept_as_current_if_too_much_came_meanwhile(view: View) -> None:
+    mark = view.mark
+    for number in range(limits.RECENT_INVALIDATIONS + 1):
+        view.invalidate(tid(1000 + number), [OTHER])
+    asked = [OID, OTHER], mark, at(T1)
+    assert view.loaded_many(asked, [(b"a", T1, None), (b"b", T1, T2)]) == 2
+    assert view.lookup(OID, at(view.last_tid())) is None
+    assert view.lookup(OID, at(T1)) is None
+    assert view.lookup(OTHER, T2) == (b"b", T1, T2)
 
 
 def test_exactly_as_many_as_are_remembered(view: View) -> None:
@@ -265,7 +292,7 @@ def test_exactly_as_many_as_are_remembered(view: View) -> None:
     numbers = itertools.count(1000)
     for _ in range(limits.RECENT_INVALIDATIONS):
         view.invalidate(tid(next(numbers)), [OTHER])
-    view.loaded((OID, mark), (b"data", T1, None))
+    view.loaded((OID, mark, MAX_TID), (b"data", T1, None))
     assert view.lookup(OID, at(view.last_tid())) == (b"data", T1, None)
 
 
@@ -278,7 +305,7 @@ def test_a_reply_from_before_a_reconnection_is_not_kept_as_current(view: View, h
         view.start_over(T2)
     else:
         view.after_fork(lambda told: MemoryCache())
-    assert view.loaded((OID, mark), (b"data", T1, None)) == (b"data", T1, None)
+    assert view.loaded((OID, mark, MAX_TID), (b"data", T1, None)) == (b"data", T1, None)
     assert view.lookup(OID, at(view.last_tid())) is None
 
 
@@ -294,7 +321,7 @@ def test_a_reply_from_before_a_reconnection_is_not_kept_as_current(view: View, h
 def test_a_reply_that_is_no_revision(view: View, reply: Any) -> None:
     """It is a StorageError for the caller, and nothing is kept of it."""
     with pytest.raises(StorageError, match="no revision"):
-        view.loaded((OID, view.mark), reply)
+        view.loaded((OID, view.mark, MAX_TID), reply)
     assert view.lookup(OID, at(T1)) is None
     assert len(view.cache) == 0  # type: ignore[arg-type]
 
@@ -304,7 +331,7 @@ def test_a_reply_that_is_no_revision(view: View, reply: Any) -> None:
 
 def test_an_own_commit_is_kept(view: View) -> None:
     told: list[bytes] = []
-    view.loaded((OID, view.mark), (b"old", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"old", T1, None))
     view.finished(T2, {OID: b"new"}, view.mark, told.append)
     assert told == [T2]
     assert heard(view) == [], "the database knows what it committed itself"
@@ -314,7 +341,7 @@ def test_an_own_commit_is_kept(view: View) -> None:
 
 def test_what_the_server_knows_better_is_loaded_from_it(view: View) -> None:
     """Data that was resolved, undone or restored is not what this client sent."""
-    view.loaded((OID, view.mark), (b"old", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"old", T1, None))
     view.finished(T2, {OID: None}, view.mark, None)
     assert view.lookup(OID, at(T2)) is None
 
@@ -330,7 +357,7 @@ def test_an_own_commit_and_then_that_of_another(view: View) -> None:
 
 def test_the_commit_of_another_and_then_an_earlier_own_one(view: View) -> None:
     """The word of the own commit came late: what was current before it ended with it, and not later."""
-    view.loaded((OID, view.mark), (b"old", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"old", T1, None))
     mark = view.mark
     view.invalidate(T3, [OID])
     view.finished(T2, {OID: b"mine"}, mark, None)
@@ -353,9 +380,9 @@ def test_more_invalidations_than_are_remembered_while_a_commit_was_under_way(vie
 def test_an_own_commit_that_a_later_connection_told_of(view: View) -> None:
     """What was current may have ended with it or before: that is forgotten. What had ended stays."""
     told: list[bytes] = []
-    view.loaded((OID, view.mark), (b"oldest", tid(1), T1))
-    view.loaded((OID, view.mark), (b"old", T1, None))
-    view.loaded((OTHER, view.mark), (b"other", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"oldest", tid(1), T1))
+    view.loaded((OID, view.mark, MAX_TID), (b"old", T1, None))
+    view.loaded((OTHER, view.mark, MAX_TID), (b"other", T1, None))
     view.learned(T2, [OID], told.append)
     assert told == [T2]
     assert heard(view) == [], "the database is told by the callback"
@@ -369,20 +396,20 @@ def test_an_own_commit_that_a_later_connection_told_of(view: View) -> None:
 def test_a_commit_of_another_that_is_newer_than_the_own_one_learned_late(view: View) -> None:
     """No revision gets an end from it: that the other one was between is not known here."""
     view.catch_up(T1, T3, [OID])
-    view.loaded((OID, view.mark), (b"theirs", T3, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"theirs", T3, None))
     view.learned(T2, [OID], None)
     assert view.last_tid() == T3
     for before in (T2, at(T2), T3):
         assert view.lookup(OID, before) is None
-    view.loaded((OID, view.mark), (b"theirs", T3, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"theirs", T3, None))
     assert view.lookup(OID, at(T3)) == (b"theirs", T3, None)
 
 
 def test_a_reply_that_was_under_way_when_an_own_commit_was_learned(view: View) -> None:
     mark = view.mark
     view.learned(T2, [OID], None)
-    assert view.loaded((OID, mark), (b"old", T1, None)) == (b"old", T1, T2)
-    assert view.loaded((OID, mark), (b"mine", T2, None)) == (b"mine", T2, None)
+    assert view.loaded((OID, mark, MAX_TID), (b"old", T1, None)) == (b"old", T1, T2)
+    assert view.loaded((OID, mark, MAX_TID), (b"mine", T2, None)) == (b"mine", T2, None)
     assert view.lookup(OID, at(T2)) == (b"mine", T2, None)
 
 
@@ -391,8 +418,8 @@ def test_a_reply_that_was_under_way_when_an_own_commit_was_learned(view: View) -
 
 def test_catching_up_forgets_what_was_written_and_nothing_else(view: View) -> None:
     """The transactions that wrote are not told one by one: no end may be made up for what is forgotten."""
-    view.loaded((OID, view.mark), (b"a", T1, None))
-    view.loaded((OTHER, view.mark), (b"b", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"a", T1, None))
+    view.loaded((OTHER, view.mark, MAX_TID), (b"b", T1, None))
     view.catch_up(T1, T3, [OID])
     assert heard(view) == [(T3, [OID])]
     for before in (T2, at(T2), T3, at(T3)):
@@ -401,9 +428,9 @@ def test_catching_up_forgets_what_was_written_and_nothing_else(view: View) -> No
 
 
 def test_starting_over_keeps_history_only(view: View) -> None:
-    view.loaded((OID, view.mark), (b"old", tid(1), T1))
-    view.loaded((OID, view.mark), (b"a", T1, None))
-    view.loaded((OTHER, view.mark), (b"b", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"old", tid(1), T1))
+    view.loaded((OID, view.mark, MAX_TID), (b"a", T1, None))
+    view.loaded((OTHER, view.mark, MAX_TID), (b"b", T1, None))
     view.start_over(T3)
     assert heard(view) == ["everything"]
     assert view.lookup(OID, T1) == (b"old", tid(1), T1)
@@ -414,7 +441,7 @@ def test_starting_over_keeps_history_only(view: View) -> None:
 
 def test_without_a_database_the_cache_is_told_all_the_same(view: View) -> None:
     view.listener = None
-    view.loaded((OID, view.mark), (b"a", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"a", T1, None))
     view.invalidate(T2, [OID])
     assert view.lookup(OID, at(T2)) is None
     view.catch_up(T1, T3, [OID])
@@ -423,7 +450,7 @@ def test_without_a_database_the_cache_is_told_all_the_same(view: View) -> None:
 
 
 def test_after_a_fork_a_lock_that_another_thread_held_is_no_obstacle(view: View) -> None:
-    view.loaded((OID, view.mark), (b"a", T1, None))
+    view.loaded((OID, view.mark, MAX_TID), (b"a", T1, None))
     held = Held()
 
     class Slow(Listener):
@@ -459,7 +486,7 @@ def test_many_threads_and_one_history(view: View) -> None:
     try:
         for number in range(1, last):
             view.invalidate(tid(10 + 10 * number), [OID])
-            view.loaded((OID, view.mark), (b"%d" % number, tid(10 + 10 * number), None))
+            view.loaded((OID, view.mark, MAX_TID), (b"%d" % number, tid(10 + 10 * number), None))
     finally:
         newest.set()
     assert all(isinstance(task.result(), int) for task in readers)

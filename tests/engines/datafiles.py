@@ -251,7 +251,7 @@ class NoKeeper:
 
 
 def use_no_keeper(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(filestorage, "_Keeper", NoKeeper)
+    patch.setattr(filestorage, "Keeper", NoKeeper)
 
 
 @contextlib.contextmanager

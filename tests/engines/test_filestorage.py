@@ -124,9 +124,11 @@ def result_of(read: Callable[[], Any]) -> Any:
 
 
 def everything_is_the_same(history: History) -> None:
-    for oid in [*OIDS, UNKNOWN]:
-        for tid in history.moments():
-            same(history.engine, oid, tid)
+    oids = [*OIDS, UNKNOWN]
+    for tid in history.moments():
+        each = [same(history.engine, oid, tid) for oid in oids]
+        together = history.engine.load_before_many(oids, tid, 2**40)
+        assert together == [None if one is None or one[0] is POSKeyError else one for one in each]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -161,6 +163,27 @@ def test_records_of_every_size(history: History, size: int) -> None:
         history.write(Store(ROOT, history.serial(ROOT), written))
     everything_is_the_same(history)
     assert same(history.engine, ROOT, MAX_TID)[0] == data
+
+
+def test_many_records_at_once_end_when_there_is_enough_of_them(history: History) -> None:
+    """With the one that makes it enough, so that there is always one."""
+    for oid in OIDS:
+        history.write(Store(oid, NO_TID, bytes(1000)))
+    wanted = [*OIDS, UNKNOWN, *OIDS]
+    for most_bytes, count in ((1, 1), (999, 1), (1000, 1), (1001, 2), (6000, 6), (6001, 8), (12_001, 13)):
+        found = history.engine.load_before_many(wanted, MAX_TID, most_bytes)
+        assert [one and len(one[0]) for one in found] == ([1000] * 6 + [None] + [1000] * 6)[:count]
+    assert history.engine.load_before_many([UNKNOWN, UNKNOWN], MAX_TID, 1) == [None, None]
+    assert history.engine.load_before_many([], MAX_TID, 1) == []
+
+
+def test_older_revisions_count_for_more_than_their_data(history: History) -> None:
+    """Each may take any number of reads: so many of them at once would keep others waiting."""
+    before = tid_after(history.store(*OIDS))
+    for _ in range(3):
+        history.store(*OIDS)
+    assert len(history.engine.load_before_many(OIDS * 10, MAX_TID, 64 * 1024)) == 60
+    assert 2 <= len(history.engine.load_before_many(OIDS * 10, before, 64 * 1024)) <= 10
 
 
 def test_the_last_record_of_a_file(history: History) -> None:

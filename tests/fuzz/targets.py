@@ -14,8 +14,17 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from zeoid.errors import FrameTooLarge, InvalidCall, PeerError, UndecodableMessage, UnsendableValue
-from zeoid.model import UndoPrefix
+from zeoid.cache.memory import MemoryCache
+from zeoid.client.view import View
+from zeoid.errors import (
+    FrameTooLarge,
+    InvalidCall,
+    PeerError,
+    ServerError,
+    UndecodableMessage,
+    UnsendableValue,
+)
+from zeoid.model import UndoPrefix, tid_after
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT, PROTOCOLS, codec_for
 from zeoid.wire.connection import ClientConnection, ServerConnection, State
@@ -29,6 +38,8 @@ ALLOWED = (PeerError, InvalidCall, UnsendableValue)
 _SCALARS = (str, bytes, int, float, bool, type(None))
 _METHODS = [*SERVER_METHODS.values(), *CLIENT_METHODS.values()]
 _LIMIT = 70_000
+_OIDS = [number.to_bytes(8, "big") for number in range(20)]
+_NOW = b"\x7f" + bytes(7)
 
 
 def _pieces(data: bytes) -> list[bytes]:
@@ -151,6 +162,33 @@ def client(data: bytes) -> None:
                         _check_method(CLIENT_METHODS[name], args)
 
 
+def bulk_replies(data: bytes) -> None:
+    """Whatever a server answers a bulk load with: nothing of it is kept, or all of it is as it must be."""
+    for protocol in PROTOCOLS:
+        with contextlib.suppress(UndecodableMessage):
+            reply = codec_for(protocol.encode()).decode(data)[3]
+            for answer in (reply, [reply], [None, reply]):
+                _check_bulk_reply(answer)
+
+
+def _check_bulk_reply(reply: Any) -> None:
+    view = View(MemoryCache())
+    view.begin(_NOW)
+    try:
+        count = view.loaded_many((_OIDS, view.mark, tid_after(_NOW)), reply)
+    except ServerError:
+        assert not len(view.cache)  # type: ignore[arg-type]
+        return
+    assert 0 < count == len(reply) <= len(_OIDS)
+    for oid in _OIDS:
+        revision = view.lookup(oid, tid_after(_NOW))
+        if revision is not None:
+            kept, start, end = revision
+            assert type(kept) is type(start) is bytes
+            assert start <= _NOW
+            assert end is None or start < end
+
+
 @contextlib.contextmanager
 def _closes(connection: ServerConnection | ClientConnection) -> Any:
     """A PeerError leaves the connection closed, and nothing gets in any more."""
@@ -163,7 +201,7 @@ def _closes(connection: ServerConnection | ClientConnection) -> Any:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (frames, messages, server, client)
+    target.__name__: target for target in (frames, messages, server, client, bulk_replies)
 }
 
 

@@ -129,6 +129,56 @@ def test_a_prefetch_with_an_invalidation_among_its_replies(scene: Scene, positio
     assert [is_cached(storage, connection, each, at(T2)) for each in oids] == [True, False, True]
 
 
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("position", range(3))
+def test_a_bulk_load_with_an_invalidation_among_its_replies(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, position: int, segments: int
+) -> None:
+    """The same for bulk loads, each of which has several objects in one reply: before, between and after."""
+    monkeypatch.setattr(limits, "BULK_LOAD_OIDS", 3)
+    server = scene.server()
+    storage = scene.storage(server)
+    connection = server.accept()
+    connection.welcome(T1, extensions=["loadBeforeMany"])
+    wait_until(storage.is_connected, "a connection")
+    oids = [oid(number) for number in range(6)]
+    fetching = Task(storage.prefetch, oids, at(T1))
+    calls = [connection.expect("loadBeforeMany") for _ in range(2)]
+    parts = [connection.reply(call, [(b"old", T1, None)] * 3) for call in calls]
+    parts.insert(position, connection.invalidation(T2, [oids[1], oids[4]]))
+    if segments == 1:
+        connection.send(*parts)
+    else:
+        for part in parts:
+            connection.send(part)
+    fetching.result()
+    wait_until(lambda: storage.lastTransaction() == T2, "the invalidation")
+    ended = [False, True, False, False, True, False]
+    for each, has_ended in zip(oids, ended, strict=True):
+        assert storage.loadBefore(each, at(T1)) == (b"old", T1, T2 if has_ended else None)
+    assert [is_cached(storage, connection, each, at(T2)) for each in oids] == [not has for has in ended]
+    assert load(storage, connection, oids[1], at(T2), (b"new", T2, None)) == (b"new", T2, None)
+
+
+def test_a_bulk_load_of_what_is_new_already(scene: Scene) -> None:
+    """The server answered after the commit, and the news of the commit comes first, as it must: the revision
+    is the one that the news told of, and is current.
+    """
+    server = scene.server()
+    storage = scene.storage(server)
+    connection = server.accept()
+    connection.welcome(T1, extensions=["loadBeforeMany"])
+    wait_until(storage.is_connected, "a connection")
+    fetching = Task(storage.prefetch, [OID, OTHER], at(T2))
+    call = connection.expect("loadBeforeMany")
+    connection.send(
+        connection.invalidation(T2, [OID]), connection.reply(call, [(b"new", T2, None), (b"old", T1, None)])
+    )
+    fetching.result()
+    assert storage.loadBefore(OID, at(T2)) == (b"new", T2, None)
+    assert storage.loadBefore(OTHER, at(T2)) == (b"old", T1, None)
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
 def test_two_loads_of_one_object_and_its_invalidation(scene: Scene, order: tuple[int, ...]) -> None:
     """Two threads load the same object, one before and one after it changed. Whatever the order of their
@@ -659,7 +709,7 @@ def calls(storage: ClientStorage) -> dict[str, Callable[[], Any]]:
         "new_oid": storage.new_oid,
         "ping": storage.ping,
         "server_status": storage.server_status,
-        "prefetch": lambda: storage.prefetch([OID, OTHER], T1),
+        "prefetch": lambda: storage.prefetch([OTHER, oid(44)], T1),
         "pack": lambda: storage.pack(1.0),
     }
 

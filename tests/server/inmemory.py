@@ -154,6 +154,8 @@ class MemoryWire:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
+        #: What is to be called when the loop has looked at its other connections.
+        self.callbacks: list[Callable[[], None]] = []
         self.closed = False
         #: Whether nothing is read of what the peer sends.
         self.stopped = False
@@ -179,6 +181,13 @@ class MemoryWire:
 
     def read_on(self) -> None:
         self.stopped = False
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def turn(self) -> None:
+        """The loop has looked at its other connections."""
+        self.callbacks.pop(0)()
 
     def take(self) -> bytes:
         data = b"".join(self.writes)

@@ -110,6 +110,23 @@ def test_a_load_of_another_object_is_not_done_again(house: MemoryHouse, database
     assert call.result == (b"at the start", before, None)
 
 
+def test_a_bulk_load_that_is_overtaken_is_done_again(house: MemoryHouse, database: Database) -> None:
+    """Though others changed one of its objects only."""
+    peer = house.peer()
+    before = peer.ask("lastTransaction")
+    call = peer.start("loadBeforeMany", [A, B], tid_after(before))
+    house.beside.work()
+    tid = database.write(B)
+    poll(house)
+    house.beside.land()
+    peer.read()
+    assert not call.answered
+    house.beside.run_all()
+    peer.read()
+    assert list(call.result) == [(b"at the start", before, None), (b"at the start", before, tid)]
+    assert list(in_order(peer.events))[-2:] == ["call invalidateTransaction", "reply loadBeforeMany"]
+
+
 def test_a_load_that_is_always_overtaken_fails(house: MemoryHouse, database: Database) -> None:
     peer = house.peer()
     call = peer.start("loadBefore", A, MAX_TID)

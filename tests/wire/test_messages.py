@@ -35,6 +35,7 @@ RIGHT: dict[str, list[Any]] = {
     "flag": [True, False, 0, 1],
     "status": [" ", "p", b" "],
     "integers": [[], (), [1, 2], (3,)],
+    "up to 100 oids": [[], (OID,), [OID, OID], [OID] * 100],
     "oids": [[], (OID,), [OID, OID], {OID}],
     "dictionary": [{}, {"a": 1}, {"a": {b"b": (1, [2.5, None, True])}}],
     "specification": [None, {}, {"user_name": "x", "description": b"x"}, {"user_name": UndoPrefix(("",))}],
@@ -100,6 +101,7 @@ WRONG: dict[str, list[Any]] = {
     "flag": [None, 1.0, "", b"\1", ()],
     "status": [None, "", "pp", b"", b"pp", 0, (" ",)],
     "integers": [None, 1, "12", b"12", [1.0], [None], ["1"], {1: 2}, {1}, [[1]]],
+    "up to 100 oids": [None, OID, [OID[:7]], [1], ["12345678"], {OID: 1}, [[OID]], {OID}, [OID] * 101],
     "oids": [None, OID, [OID[:7]], [1], ["12345678"], {OID: 1}, [[OID]]],
     "dictionary": [None, (), [], "a", [("a", 1)], 7],
     "specification": [7, "x", (), [], {7: "x"}, {b"x": "y"}, {"x": object()}, {"x": nested(200)}],
@@ -266,7 +268,7 @@ def test_the_methods_are_those_of_a_stock_server() -> None:
 def test_an_extension_is_what_no_stock_server_has() -> None:
     assert EXTENSIONS == (
         "tpc_prepare", "tpc_operate", "outcome", "checkpoint", "pack_status", "pack_cancel",
-            "blob_token", "blob_load",
+            "blob_token", "blob_load", "loadBeforeMany",
     )  # fmt: skip
     assert not set(EXTENSIONS) & (set(registered_methods) | set(vars(ZEOStorage)))
 

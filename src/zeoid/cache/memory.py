@@ -72,8 +72,24 @@ class MemoryCache:
             self._queue.append(oid)
             if len(self._queue) > 2 * (len(self._current) + len(self._ended)) + _QUEUE_SLACK:
                 self._tidy()
+        self._make_room()
+
+    def _make_room(self) -> None:
         while self._used_bytes > self._size_bytes and self._queue:
             self._evict()
+
+    def store_many(self, revisions: Iterable[tuple[bytes, Revision]]) -> None:
+        current, ended, queue = self._current, self._ended, self._queue
+        for oid, revision in revisions:
+            data, start, end = revision
+            size_bytes = len(data) + _OVERHEAD_BYTES
+            if end is None and oid not in current and oid not in ended and size_bytes <= self._size_bytes:
+                current[oid] = revision
+                queue.append(oid)
+                self._used_bytes += size_bytes
+            else:
+                self.store(oid, start, end, data)
+        self._make_room()
 
     def _knows(self, oid: bytes, start: bytes, end: bytes | None) -> bool:
         """Whether it has this revision already, or a newer one that is current."""

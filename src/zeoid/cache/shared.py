@@ -130,6 +130,11 @@ class SharedCache:
                 with contextlib.suppress(TimeoutError):  # it comes faster than the flusher has its turns
                     self.flush()
 
+    def store_many(self, revisions: Iterable[tuple[bytes, Revision]]) -> None:
+        with self._lock:
+            for oid, (data, start, end) in revisions:
+                self.store(oid, start, end, data)
+
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         oids = list(oids)
 

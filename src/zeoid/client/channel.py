@@ -28,7 +28,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zeoid import limits
@@ -51,7 +51,7 @@ Hook = Callable[[Any, Any], Any]
 OnCall = Callable[[str, Any], None]
 
 
-class _Waiter:
+class Waiter:
     """A call without a reply yet."""
 
     hook: Hook | None = None
@@ -61,6 +61,10 @@ class _Waiter:
     value: Any = None
     problem: BaseException | None = None
     wake: "threading.Lock | None" = None
+    #: The locks of those who wait for the reply to this call of another thread's.
+    followers: "list[threading.Lock] | None" = None
+    #: Its own thread has given it up: it will have no reply.
+    forgotten = False
 
 
 _READER = "reader"
@@ -73,6 +77,8 @@ class Channel:
         self.peer = peer
         self._stream = Stream(sock, peer)
         self._connection = ClientConnection(coding)
+        #: The calls that have no reply yet: empty unless other threads use the channel, too.
+        self.pending: Mapping[Any, Waiter] = self._connection.pending
         self._on_call: OnCall | None = None
         self._early: list[tuple[str, Any]] = []
         self._send_lock = threading.Lock()
@@ -82,8 +88,8 @@ class Channel:
         self.blob_bytes = 0
         #: Guards what follows but for `_role`, which changes hands in single steps of a dictionary.
         self._roles = threading.Lock()
-        self._role: dict[str, _Waiter] = {}
-        self._waiting: dict[_Waiter, None] = {}
+        self._role: dict[str, Waiter] = {}
+        self._waiting: dict[Waiter, None] = {}
         self._uses = 0
         self._seen_uses = 0
         self._seen_s = _monotonic()
@@ -156,7 +162,7 @@ class Channel:
         Raises what the server answered; TimedOut after *timeout_s*; Disconnected when the channel dies.
         """
         deadline_s = _monotonic() + timeout_s
-        waiter = _Waiter()
+        waiter = Waiter()
         waiter.hook = hook
         waiter.context = context
         try:
@@ -193,7 +199,7 @@ class Channel:
     ) -> list[Any]:
         """Send all calls before waiting for their replies. Values, or the exceptions, in order."""
         deadline_s = _monotonic() + timeout_s
-        waiters = [_Waiter() for _ in contexts]
+        waiters = [Waiter() for _ in contexts]
         for waiter, context in zip(waiters, contexts, strict=True):
             waiter.hook = hook
             waiter.context = context
@@ -278,7 +284,7 @@ class Channel:
 
     # Waiting and reading --------------------------------------------------------------------------
 
-    def _wait(self, waiter: _Waiter, deadline_s: float) -> None:
+    def _wait(self, waiter: Waiter, deadline_s: float) -> None:
         """Return when its reply is there, and at the deadline; it may be waited for again."""
         try:
             if self._take_role_or_queue(waiter) or (
@@ -289,7 +295,7 @@ class Channel:
             self._interrupted(waiter, problem)
             raise
 
-    def _await(self, waiter: _Waiter, deadline_s: float, timeout_s: float) -> Any:
+    def _await(self, waiter: Waiter, deadline_s: float, timeout_s: float) -> Any:
         if not waiter.done:
             self._wait(waiter, deadline_s)
             seen_bytes = 0
@@ -298,13 +304,13 @@ class Channel:
                 self._wait(waiter, _monotonic() + timeout_s)
         if not waiter.done:
             self._raise_if_dead()
-            self._connection.forget(waiter)
+            self._forget(waiter)
             raise TimedOut(f"no reply from {self.peer} within {timeout_s:g} s")
         if waiter.problem is not None:
             raise waiter.problem
         return waiter.value
 
-    def _take_role_or_queue(self, waiter: _Waiter) -> bool:
+    def _take_role_or_queue(self, waiter: Waiter) -> bool:
         """True when the role was free and is this thread's now; otherwise the waiter can be woken."""
         with self._roles:
             if waiter.done or self._dead is not None:
@@ -319,7 +325,7 @@ class Channel:
             del self._waiting[waiter]
             return True
 
-    def _sleep(self, waiter: _Waiter, deadline_s: float) -> bool:
+    def _sleep(self, waiter: Waiter, deadline_s: float) -> bool:
         """Wait until woken or late; True when woken to take the role."""
         assert waiter.wake is not None
         waiter.wake.acquire(timeout=max(0.0, deadline_s - _monotonic()))
@@ -327,7 +333,7 @@ class Channel:
             self._waiting.pop(waiter, None)
             return waiter.promoted and not waiter.done
 
-    def _interrupted(self, waiter: _Waiter, problem: BaseException) -> None:
+    def _interrupted(self, waiter: Waiter, problem: BaseException) -> None:
         """An exception came from outside while this thread waited. Leave nothing to it that others need."""
         with self._roles:
             self._waiting.pop(waiter, None)
@@ -338,9 +344,44 @@ class Channel:
             self._close_socket()
         elif not self._role:
             self._pass_on()  # it may have come just before the others were told
-        self._connection.forget(waiter)
+        self._forget(waiter)
 
-    def _read(self, waiter: _Waiter, deadline_s: float, *, idle: bool = False) -> None:
+    def _forget(self, waiter: Waiter) -> None:
+        waiter.forgotten = True
+        self._connection.forget(waiter)
+        self._wake_followers(waiter)
+
+    def under_way(self) -> list[Waiter]:
+        """The calls that have no reply yet."""
+        waiters: list[Waiter] = self._connection.slots()
+        return waiters
+
+    def follow(self, waiter: Waiter, timeout_s: float) -> bool:
+        """Wait for the reply to another thread's call. False: there is none, or a problem.
+
+        TimedOut after *timeout_s*.
+        """
+        deadline_s = _monotonic() + timeout_s
+        lock = threading.Lock()
+        lock.acquire()
+        with self._roles:
+            waiter.followers = [*(waiter.followers or ()), lock]
+        # Its thread may be interrupted, and its end missed: look again now and then.
+        while not (waiter.done or waiter.forgotten or self._dead is not None):
+            left_s = deadline_s - _monotonic()
+            if left_s <= 0:
+                raise TimedOut(f"no reply from {self.peer} within {timeout_s:g} s")
+            if lock.acquire(timeout=min(left_s, limits.RECEIVE_TICK_S)):
+                break
+        return waiter.done and waiter.problem is None
+
+    def _wake_followers(self, waiter: Waiter) -> None:
+        with self._roles:
+            followers, waiter.followers = waiter.followers, None
+        for lock in followers or ():
+            lock.release()
+
+    def _read(self, waiter: Waiter, deadline_s: float, *, idle: bool = False) -> None:
         """Read and deliver, holding the role, until *waiter* has its reply; then pass the role on.
 
         The background (*idle*) reads until any thread has had its reply.
@@ -420,9 +461,11 @@ class Channel:
                 else:
                     woke = True
                     self._finish(slot)
+                if slot.followers is not None:
+                    self._wake_followers(slot)
         return woke
 
-    def _finish(self, waiter: _Waiter) -> None:
+    def _finish(self, waiter: Waiter) -> None:
         """Its reply is there: wake its thread if it sleeps."""
         with self._roles:
             waiter.done = True
@@ -449,7 +492,7 @@ class Channel:
         self._read_if_free(0.0)
 
     def _read_if_free(self, deadline_s: float) -> None:
-        background = _Waiter()
+        background = Waiter()
         try:
             if self._dead is None and self._role.setdefault(_READER, background) is background:
                 self._read(background, deadline_s, idle=True)
@@ -492,6 +535,8 @@ class Channel:
             for waiter in waiting:
                 assert waiter.wake is not None
                 waiter.wake.release()
+        for waiter in self.under_way():
+            self._wake_followers(waiter)
         self._close_socket()
         if self._on_death is not None:
             self._on_death(problem)

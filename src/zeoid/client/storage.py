@@ -33,6 +33,7 @@ from ZODB.POSException import (
 
 from zeoid import limits
 from zeoid.addresses import parse_addresses
+from zeoid.client import merging
 from zeoid.client.blobs import blobs_for
 from zeoid.client.channel import Channel
 from zeoid.client.committing import Commit, Extended, Stock
@@ -40,6 +41,7 @@ from zeoid.client.iteration import Discarded, RemoteIteration
 from zeoid.client.link import Access, Link, State
 from zeoid.client.oids import NewOids
 from zeoid.client.options import cache_maker, check_options
+from zeoid.client.prefetching import Prefetching
 from zeoid.client.turns import Turns
 from zeoid.client.view import View
 from zeoid.errors import Disconnected, OutcomeUnknown, ServerError, TimedOut
@@ -305,8 +307,13 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         while True:
             channel = self._link.ready or self._link.channel(timeout_s)
             try:
+                if channel.pending and (other := merging.find(channel, view, oid, tid)) is not None:
+                    known = merging.follow(channel, view, other, oid, tid, timeout_s)
+                    if known is not None:
+                        return known[0]
+                    timeout_s = deadline_s - time.monotonic()
                 revision: Revision | None = channel.call(
-                    "loadBefore", (oid, tid), timeout_s, hook=view.loaded, context=(oid, view.mark)
+                    "loadBefore", (oid, tid), timeout_s, hook=view.loaded, context=(oid, view.mark, tid)
                 )
             except TimedOut:
                 raise
@@ -325,18 +332,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return revision[:2]
 
     def prefetch(self, oids: Iterable[bytes], tid: bytes) -> None:
-        """Have the revisions of *oids* before *tid* in the cache, loading all that is missing together."""
-        view = self._view
-        missing = [oid for oid in oids if view.lookup(oid, tid) is None]
-        for start in range(0, len(missing), limits.PREFETCH_WINDOW):
-            window = missing[start : start + limits.PREFETCH_WINDOW]
+        """Have the revisions of *oids* before *tid* in the cache, loading all that is missing together.
 
-            def load(channel: Channel, left_s: float, window: list[bytes] = window) -> None:
-                mark = view.mark
-                calls = [(oid, tid) for oid in window]
-                channel.call_all("loadBefore", calls, left_s, view.loaded, [(oid, mark) for oid in window])
-
-            self._repeatedly(load)
+        What can't be had is left to the load that needs it. Returns when everything else is there.
+        """
+        Prefetching(self._view, self._repeatedly, tid).prefetch(oids)
 
     def loadSerial(self, oid: bytes, serial: bytes) -> bytes:
         data: bytes = self._read("loadSerial", oid, serial)

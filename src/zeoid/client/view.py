@@ -19,12 +19,12 @@ Invariants:
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from zeoid import limits
 from zeoid.errors import ServerError
-from zeoid.model import NO_TID, Applied, Revision
+from zeoid.model import NO_TID, Applied, Revision, tid_after
 from zeoid.ports import ObjectCache
 
 
@@ -70,8 +70,12 @@ class View:
             self.hits += 1
         return found
 
-    def loaded(self, asked: tuple[bytes, int], reply: Any) -> Revision | None:
-        """A reply to a load arrived; *asked*: the oid, and `mark` when the load was sent."""
+    def is_settled(self, tid: bytes) -> bool:
+        """Whether what there is before *tid* can't change any more, and was told."""
+        return tid <= tid_after(self._last)
+
+    def loaded(self, asked: tuple[bytes, int, bytes], reply: Any) -> Revision | None:
+        """A reply to a load arrived; *asked*: the oid, `mark` when the load was sent, and its tid."""
         if reply is None:
             return None
         sound = type(reply) is tuple and len(reply) == 3
@@ -81,7 +85,7 @@ class View:
             sound = sound and (end is None or (type(end) is bytes and len(end) == 8 and start < end))
         if not sound:
             raise ServerError("the server answered a load with what is no revision")
-        oid, mark = asked
+        oid, mark, _ = asked
         # A new connection may be catching up while the old one's last replies come in. (An interruption can
         # come between a bare acquire and what releases it, but not into a `with`.)
         with self._lock:
@@ -91,6 +95,46 @@ class View:
                     return data, start, None
             self.cache.store(oid, start, end, data)
         return data, start, end
+
+    def loaded_many(self, asked: tuple[Sequence[bytes], int, bytes], reply: Any) -> int:
+        """As `loaded`, for the reply to a bulk load; *asked* has all the oids.
+
+        How many of the oids it answers: those at the beginning.
+        """
+        oids, mark, _ = asked
+        if type(reply) not in (tuple, list) or not 0 < len(reply) <= len(oids):
+            raise ServerError("the server answered a bulk load with what is none")
+        revisions: list[tuple[bytes, Revision]] = []
+        for pair in zip(oids, reply, strict=False):
+            revision = pair[1]
+            if revision is None:
+                continue
+            sound = type(revision) is tuple and len(revision) == 3
+            if sound:
+                data, start, end = revision
+                sound = type(data) is type(start) is bytes and len(start) == 8
+                sound = sound and (end is None or (type(end) is bytes and len(end) == 8 and start < end))
+            if not sound:
+                raise ServerError("the server answered a bulk load with what is no revision")
+            revisions.append(pair)
+        with self._lock:
+            if mark != self.mark:
+                revisions = self._corrected(mark, revisions)
+            self.cache.store_many(revisions)
+        return len(reply)
+
+    def _corrected(
+        self, mark: int, revisions: Iterable[tuple[bytes, Revision]]
+    ) -> list[tuple[bytes, Revision]]:
+        """*revisions*, which were asked for at *mark*, as they are now, without what isn't known any more."""
+        corrected: list[tuple[bytes, Revision]] = []
+        for oid, (data, start, end) in revisions:
+            if end is None:
+                known, end = self._ended_since(mark, oid, start)
+                if not known:
+                    continue
+            corrected.append((oid, (data, start, end)))
+        return corrected
 
     def _ended_since(self, mark: int, oid: bytes, start: bytes) -> tuple[bool, bytes | None]:
         """(whether it is known, the tid) of the first invalidation after *mark* that ended *oid*@*start*."""

@@ -12,7 +12,6 @@ record), and what a transaction writes. Of FileStorage's own ways to change the 
 """
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,21 +35,20 @@ from zeoid import limits
 from zeoid.engines.appending import Appender
 from zeoid.engines.blob_packing import remove_packed, sync_list
 from zeoid.engines.blobs import BlobDirectory
+from zeoid.engines.bulk_reading import READ_BYTES, load_before_many
 from zeoid.engines.datafile import FIELD_LIMIT_BYTES, RECORD_HEADER, transaction_bytes
 from zeoid.engines.journal import LoggedBlob, LoggedTransaction, Record
 from zeoid.engines.journal_format import BLOB_BYTES
+from zeoid.engines.keeping import Keeper
 from zeoid.engines.packing import UNWATCHED, pack
 from zeoid.engines.preparing import Writing
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import NO_TID, Operation, Revision, StagedBlob, TransactionInfo
 from zeoid.ports import BlobWriter, Commit, Outcomes, PackProgress, Prepared, TransactionRecord
 
-log = logging.getLogger("zeoid.server")
 _HEADER_BYTES = RECORD_HEADER.size
 _unpack_header = RECORD_HEADER.unpack_from
 _pread = getattr(os, "pread", None)
-#: Most records fit in one read of this size, header included.
-_READ_BYTES = 2048
 
 
 class _Written(Prepared):
@@ -101,7 +99,7 @@ class FileStorageEngine(StorageEngine):
         self._last_tid = last_tid
         self._oids = threading.Lock()
         self._oid_mark = max(oid_mark, storage._oid)
-        self._keeper: _Keeper | None = None
+        self._keeper: Keeper | None = None
         self._packer = storage.packer
         #: A packer that a configuration brought along is left alone, but can't be watched.
         self.can_cancel_pack = self._packer is FileStorage.packer
@@ -111,7 +109,7 @@ class FileStorageEngine(StorageEngine):
             storage.packer = self._pack_beside
             if blobs is not None:
                 storage._remove_blob_files_tagged_for_removal_during_pack = self._remove_packed_blobs
-            self._keeper = _Keeper(appender, self.name)
+            self._keeper = Keeper(appender, self.name)
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -153,14 +151,14 @@ class FileStorageEngine(StorageEngine):
                 raise POSKeyError(oid)
             position = int.from_bytes(place, "big")
             while True:
-                record = _pread(file, _READ_BYTES, position)
+                record = _pread(file, READ_BYTES, position)
                 owner, start, previous, _, _, size = _unpack_header(record)
                 if owner != oid:
                     break
                 if start < tid:
                     stop = _HEADER_BYTES + size
-                    if stop > _READ_BYTES:
-                        record += _pread(file, stop - _READ_BYTES, position + _READ_BYTES)
+                    if stop > READ_BYTES:
+                        record += _pread(file, stop - READ_BYTES, position + READ_BYTES)
                     if not size or len(record) < stop:
                         break
                     return record[_HEADER_BYTES:stop], start, end
@@ -170,6 +168,17 @@ class FileStorageEngine(StorageEngine):
         finally:
             lock.release()
         return super().load_before(oid, tid)
+
+    def load_before_many(
+        self, oids: Sequence[bytes], tid: bytes, most_bytes: int
+    ) -> Sequence[Revision | None]:
+        if _pread is None:
+            return super().load_before_many(oids, tid, most_bytes)
+        storage = self._storage
+        with self._lock:  # which `load_before` may take again
+            return load_before_many(
+                storage._index, storage._file.fileno(), oids, tid, most_bytes, self.load_before
+            )
 
     def newest_tid(self, oid: bytes) -> bytes | None:
         # As `getTid`, but a deleted object has a tid, too: a store must meet the deletion.
@@ -398,52 +407,3 @@ def _too_long(info: TransactionInfo, extension: bytes) -> StorageError:
     fields = ("user", info.user), ("description", info.description), ("extension", extension)
     name = next(name for name, field in fields if len(field) > FIELD_LIMIT_BYTES)
     return StorageError(f"the {name} of the transaction is longer than {FIELD_LIMIT_BYTES:,} bytes")
-
-
-class _Keeper:
-    """A thread that makes a checkpoint now and then, and room in the journal ahead of need."""
-
-    def __init__(self, appender: Appender, name: str) -> None:
-        self._appender = appender
-        self._journal = appender.journal
-        self._name = name
-        self._wake = threading.Event()
-        self._closed = False
-        #: A spare segment could not be made: not before the next checkpoint is it tried again.
-        self._no_room = False
-        self._thread = threading.Thread(target=self._run, name=f"zeoid checkpoints {name}", daemon=True)
-        self._thread.start()
-
-    def committed(self) -> None:
-        """Something was committed; is there something to do?"""
-        journal = self._journal
-        if journal.unsettled_bytes > limits.CHECKPOINT_BYTES or not (journal.has_spare or self._no_room):
-            self._wake.set()
-
-    def _run(self) -> None:
-        try:
-            while not self._closed:
-                self._make_spare()
-                timely = not self._wake.wait(limits.CHECKPOINT_S)
-                self._wake.clear()
-                if self._closed:
-                    break
-                unsettled_bytes = self._journal.unsettled_bytes
-                if unsettled_bytes > limits.CHECKPOINT_BYTES or (timely and unsettled_bytes):
-                    self._appender.checkpoint()
-                    self._no_room = False
-        except Exception as problem:  # the appender remembers it, and the server asks
-            log.error("%s: the checkpoint failed: %s", self._name, problem)
-
-    def _make_spare(self) -> None:
-        try:
-            if not self._no_room:
-                self._journal.prepare_spare()
-        except OSError as problem:
-            self._no_room = True
-            log.warning("%s: no room for the journal to grow: %s", self._name, problem)
-
-    def close(self) -> None:
-        self._closed = True
-        self._wake.set()
-        self._thread.join()

@@ -16,6 +16,7 @@ know connections, replies or the order of transactions.
 One transaction is prepared at a time in all of them but the first. (`opening` says which one is taken.)
 """
 
+import contextlib
 from base64 import decodebytes
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,6 +103,22 @@ class StorageEngine:
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
         revision: Revision | None = self._storage.loadBefore(oid, tid)
         return revision
+
+    def load_before_many(
+        self, oids: Sequence[bytes], tid: bytes, most_bytes: int
+    ) -> Sequence[Revision | None]:
+        revisions: list[Revision | None] = []
+        left_bytes = most_bytes
+        for oid in oids:
+            revision: Revision | None = None
+            with contextlib.suppress(POSKeyError):
+                revision = self.load_before(oid, tid)
+            revisions.append(revision)
+            if revision is not None:
+                left_bytes -= len(revision[0])
+                if left_bytes <= 0:
+                    break
+        return revisions
 
     def load_serial(self, oid: bytes, serial: bytes) -> bytes:
         data: bytes = self._storage.loadSerial(oid, serial)

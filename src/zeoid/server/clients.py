@@ -56,6 +56,9 @@ class Wire(Protocol):
 
     def read_on(self) -> None: ...
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Have *callback* called when the loop has looked at its other connections."""
+
     def hand_over(self, grant: "Grant") -> None:
         """It is a blob connection from now on, and no business of the session's any more."""
 

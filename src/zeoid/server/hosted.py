@@ -386,9 +386,15 @@ class Hosted:
         if self._polling is not None:
             self._polling.poll()
 
-    def may_have_changed(self, oid: bytes, after: bytes) -> bool:
-        """Whether an object that was read when *after* was visible may be another now."""
-        return self.visible.tid != after and self.invalidations.may_have_changed(oid, after)
+    def changed_since(self, after: bytes, oids: Sequence[bytes]) -> bytes | None:
+        """The first of the objects, read when *after* was visible, that may be another now."""
+        if self.visible.tid == after:
+            return None
+        if len(oids) == 1:
+            return oids[0] if self.invalidations.may_have_changed(oids[0], after) else None
+        told = self.invalidations.since(after)
+        changed = frozenset(oids if told is None else told[1])
+        return next((oid for oid in oids if oid in changed), None)
 
     def invalidations_since(self, tid: bytes) -> tuple[bytes, list[bytes]] | None:
         return self.invalidations.since(tid)

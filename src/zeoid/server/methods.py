@@ -47,10 +47,10 @@ class Slow:
 
 @frozen
 class Read:
-    """Work for a thread; its result is the reply, unless *oid* was written meanwhile."""
+    """Work for a thread; its result is the reply, unless one of *oids* was written meanwhile."""
 
     work: Callable[[], Any]
-    oid: bytes
+    oids: Sequence[bytes]
 
 
 @frozen
@@ -89,7 +89,16 @@ def load_before(session: "Session", oid: bytes, tid: bytes) -> Revision | Read |
     hosted.counts.loads += 1
     if hosted.engine.inline:
         return hosted.visible.load_before(oid, tid)
-    return Read(lambda: hosted.visible.load_before(oid, tid), oid)
+    return Read(lambda: hosted.visible.load_before(oid, tid), (oid,))
+
+
+def load_before_many(session: "Session", oids: Sequence[bytes], tid: bytes) -> Any:
+    hosted = session.hosted
+    hosted.counts.loads += len(oids)
+    if hosted.engine.inline:
+        session.bulk_loads += len(oids)
+        return hosted.visible.load_before_many(oids, tid)
+    return Read(lambda: hosted.visible.load_before_many(oids, tid), oids)
 
 
 def load_serial(session: "Session", oid: bytes, serial: bytes) -> Any:
@@ -103,7 +112,7 @@ def get_tid(session: "Session", oid: bytes) -> Any:
 
 
 def _read(session: "Session", work: Callable[[], Any], oid: bytes) -> Any:
-    return work() if session.hosted.engine.inline else Read(work, oid)
+    return work() if session.hosted.engine.inline else Read(work, (oid,))
 
 
 def _ask(session: "Session", work: Callable[[], Any]) -> Any:
@@ -405,6 +414,7 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
     "lastTransaction": last_transaction,
     "getInvalidations": get_invalidations,
     "loadBefore": load_before,
+    "loadBeforeMany": load_before_many,
     "loadSerial": load_serial,
     "getTid": get_tid,
     "history": history,

@@ -32,18 +32,19 @@ class Reads:
         return self._under_way >= self._most
 
     def begin(self, hosted: Hosted, read: Read, call: Any, tries: int = 1) -> None:
-        self._under_way += 1
+        self._under_way += len(read.oids)
         seen = hosted.visible.tid
 
         def done(value: Any, problem: BaseException | None) -> None:
             was_full = self.full
-            self._under_way -= 1
-            if problem is None and hosted.may_have_changed(read.oid, seen):
+            self._under_way -= len(read.oids)
+            overtaken = None if problem is not None else hosted.changed_since(seen, read.oids)
+            if overtaken is not None:
                 if tries < limits.READ_TRIES:
                     self.begin(hosted, read, call, tries + 1)
                     return
-                problem = ReadConflictError(oid=read.oid)
-            if problem is None and value is None:
+                problem = ReadConflictError(oid=overtaken)
+            if problem is None and (value is None or (type(value) is list and None in value)):
                 hosted.look()  # others may have written more than was told of
             if isinstance(problem, Exception) or problem is None:
                 self._ended(call, value, problem, was_full)

@@ -123,6 +123,9 @@ class _Transport(asyncio.Protocol):
         self._full_session = False
         self._resume_reading()
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(callback)
+
     def _resume_reading(self) -> None:
         if self._transport is None or self._transport.is_closing() or self._is_full():
             return

@@ -94,6 +94,9 @@ class Session:
         self._held = False
         self._awaited: dict[Any, MessageId] = {}
         self._slow = 0
+        #: Objects of bulk loads since it was this session's turn. After so many it is that of others.
+        self.bulk_loads = 0
+        self._waits_for_turn = False
         self._reads = Reads(self._read_ended)
         #: There are none before the first blob.
         self._uploads: Uploads | None = None
@@ -170,6 +173,7 @@ class Session:
     def _work(self) -> None:
         """Carry out the calls that have arrived, in order."""
         calls = self._calls
+        self.bulk_loads = 0
         if not self._held:
             self._gathered = []
         try:
@@ -178,6 +182,9 @@ class Session:
                     self._wire.stop_reading()
                     break
                 self._call(*calls.popleft())
+                if self.bulk_loads >= limits.BULK_LOAD_OIDS and calls:
+                    self._let_others_go_first()
+                    break
             if self._connection.state is _ASKED:
                 self._report_status()
             elif self._connection.state is _HANDED_OVER:
@@ -188,6 +195,19 @@ class Session:
         finally:
             if not self._held:
                 self._flush()
+
+    def _let_others_go_first(self) -> None:
+        """What this client asked for keeps the loop busy: go on after a look at the other connections."""
+        if not self._waits_for_turn:
+            self._waits_for_turn = True
+            self._wire.stop_reading()
+            self._wire.soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        self._go_on()
+        if not self._waits_for_turn:
+            self._read_on()
 
     def _call(self, message_id: MessageId, flag: int, name: str, args: Any) -> None:
         one_way = flag != 0

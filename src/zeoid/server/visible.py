@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from ZODB.POSException import POSKeyError
 
+from zeoid import limits
 from zeoid.model import MAX_TID, Revision, tid_after
 from zeoid.ports import Engine, TransactionRecord
 
@@ -41,6 +42,19 @@ class Visible:
         if revision is not None and revision[2] is not None and revision[2] > self._tid:
             return revision[0], revision[1], None
         return revision
+
+    def load_before_many(self, oids: Sequence[bytes], tid: bytes) -> list[Revision | None]:
+        """As `load_before` for each, as far as it goes in one reply. None for what there is not."""
+        beyond, last = self._beyond, self._tid
+        revisions = self._engine.load_before_many(
+            oids, tid if tid < beyond else beyond, limits.BULK_LOAD_BYTES
+        )
+        return [
+            (revision[0], revision[1], None)
+            if revision is not None and revision[2] is not None and revision[2] > last
+            else revision
+            for revision in revisions
+        ]
 
     def load_serial(self, oid: bytes, serial: bytes) -> bytes:
         if serial > self._tid:

@@ -150,7 +150,7 @@ class ClientConnection(_Connection):
     `call` and `receive` may be used by two threads, one of each; `forget` by any.
     """
 
-    __slots__ = ("_answer", "_coding", "_ids", "_last_id", "_pending", "offered")
+    __slots__ = ("_answer", "_coding", "_ids", "_last_id", "offered", "pending")
 
     def __init__(self, coding: str | None = None, frame_limit: int = limits.FRAME_BYTES) -> None:
         """*coding*: "M5" or "Z5", whatever the server offers; None answers M5."""
@@ -161,7 +161,8 @@ class ClientConnection(_Connection):
         self.offered = ""
         self._ids = count(loads.FIRST_ID)
         self._last_id = loads.FIRST_ID - 1
-        self._pending: dict[MessageId, Any] = {}
+        #: Calls that have no reply yet: their slots, by their ids.
+        self.pending: dict[MessageId, Any] = {}
 
     def take_answer(self) -> bytes:
         """What must be written because of what was received; empty most of the time."""
@@ -173,7 +174,7 @@ class ClientConnection(_Connection):
         if self._loads_are_records and not self._reader.rest:
             reply = loads.read_reply(data)
             if reply is not None:
-                slot = self._pending.pop(reply[0], None)
+                slot = self.pending.pop(reply[0], None)
                 if slot is not None:
                     return [(slot, 0, REPLY, reply[1])]
         deliveries: list[Delivery] = []
@@ -182,7 +183,7 @@ class ClientConnection(_Connection):
                 if self.state is _OPEN:
                     message_id, flag, name, args = self._decode(payload)
                     if name == REPLY:
-                        slot = self._pending.pop(message_id, None)
+                        slot = self.pending.pop(message_id, None)
                         if slot is not None:
                             deliveries.append((slot, flag, name, args))
                         elif message_id != HEARTBEAT_ID and not self._was_forgotten(message_id):
@@ -221,7 +222,7 @@ class ClientConnection(_Connection):
             message = loads.request(message_id, args)
         if message is None:
             message = frame(self._encode(message_id, 0, name, args))
-        self._pending[message_id] = slot
+        self.pending[message_id] = slot
         self._last_id = message_id
         return message
 
@@ -236,10 +237,10 @@ class ClientConnection(_Connection):
 
     def forget(self, slot: Any) -> None:
         """Nobody waits for this reply any more; it will be dropped when it comes."""
-        for message_id, waiting in self._pending.copy().items():
+        for message_id, waiting in self.pending.copy().items():
             if waiting is slot:
-                self._pending.pop(message_id, None)
+                self.pending.pop(message_id, None)
 
     def slots(self) -> list[Any]:
         """The slots of all calls that have no reply yet."""
-        return list(self._pending.values())
+        return list(self.pending.values())

@@ -92,6 +92,10 @@ INTEGERS: Final = Kind(
     "integers", lambda value: type(value) in (list, tuple) and all(map(_is_integer, value))
 )
 OIDS: Final = Kind("oids", _are_oids)
+BULK_OIDS: Final = Kind(
+    f"up to {limits.BULK_LOAD_OIDS} oids",
+    lambda value: _are_oids(value) and type(value) is not set and len(value) <= limits.BULK_LOAD_OIDS,
+)
 EXTENSION: Final = Kind("dictionary", lambda value: type(value) is dict and _is_plain(value))
 SPECIFICATION: Final = Kind("specification", lambda value: value is None or _is_specification(value))
 MAPPING: Final = Kind("dictionary", lambda value: type(value) is dict)
@@ -310,6 +314,8 @@ SERVER_METHODS: Final = _table(
            extension=True),
     Method("blob_load", (_oid, _serial, ("most", INTEGER)), 0, _P, _R,
            "the size of a blob, and its content unless it is larger than most", extension=True),
+    Method("loadBeforeMany", (("oids", BULK_OIDS), ("tid", TID)), 0, _P, _R,
+           "the newest revisions before tid of several objects", extension=True),
 )  # fmt: skip
 
 #: What a server may call, one-way, on a client.
