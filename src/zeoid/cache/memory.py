@@ -27,7 +27,8 @@ class MemoryCache:
 
     def __init__(self, size_bytes: int = limits.CACHE_BYTES) -> None:
         self._size_bytes = size_bytes
-        self._used_bytes = 0
+        #: What the revisions take, approximately.
+        self.used_bytes = 0
         self._evictions = 0
         self._current: dict[bytes, Revision] = {}
         #: oid → revisions that ended, oldest first; none of them overlap
@@ -65,7 +66,7 @@ class MemoryCache:
             self._current[oid] = (data, start, None)
         else:
             self._keep_ended(oid, (data, start, end))
-        self._used_bytes += size_bytes
+        self.used_bytes += size_bytes
         if known:
             self._used.add(oid)
         else:
@@ -75,7 +76,7 @@ class MemoryCache:
         self._make_room()
 
     def _make_room(self) -> None:
-        while self._used_bytes > self._size_bytes and self._queue:
+        while self.used_bytes > self._size_bytes and self._queue:
             self._evict()
 
     def store_many(self, revisions: Iterable[tuple[bytes, Revision]]) -> None:
@@ -86,7 +87,7 @@ class MemoryCache:
             if end is None and oid not in current and oid not in ended and size_bytes <= self._size_bytes:
                 current[oid] = revision
                 queue.append(oid)
-                self._used_bytes += size_bytes
+                self.used_bytes += size_bytes
             else:
                 self.store(oid, start, end, data)
         self._make_room()
@@ -104,7 +105,7 @@ class MemoryCache:
             ended = tuple(sorted(ended, key=lambda revision: revision[1]))
         if len(ended) > limits.ENDED_REVISIONS:
             # An object that is written all the time would otherwise fill the cache with its past.
-            self._used_bytes -= _cost(ended[0])
+            self.used_bytes -= _cost(ended[0])
             ended = ended[1:]
         self._ended[oid] = ended
 
@@ -122,10 +123,10 @@ class MemoryCache:
             return
         current = self._current.pop(oid, None)
         if current is not None:
-            self._used_bytes -= _cost(current)
+            self.used_bytes -= _cost(current)
             self._evictions += 1
         for revision in self._ended.pop(oid, ()):
-            self._used_bytes -= _cost(revision)
+            self.used_bytes -= _cost(revision)
             self._evictions += 1
 
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
@@ -156,7 +157,7 @@ class MemoryCache:
     def _forget(self, oid: bytes) -> None:
         revision = self._current.pop(oid, None)
         if revision is not None:
-            self._used_bytes -= _cost(revision)
+            self.used_bytes -= _cost(revision)
 
     def some(self, most: int, most_bytes: int) -> list[tuple[bytes, bytes, bytes | None, bytes]]:
         """Up to *most* revisions as (oid, start, end, data), of *most_bytes* together, or a single one."""
@@ -180,7 +181,7 @@ class MemoryCache:
         ended = self._ended.get(oid, ())
         for revision in ended:
             if revision[1] == start and revision[2] == end:
-                self._used_bytes -= _cost(revision)
+                self.used_bytes -= _cost(revision)
                 rest = tuple(each for each in ended if each is not revision)
                 if rest:
                     self._ended[oid] = rest
@@ -196,7 +197,7 @@ class MemoryCache:
         self._ended.clear()
         self._queue.clear()
         self._used.clear()
-        self._used_bytes = 0
+        self.used_bytes = 0
 
     def applied(self) -> Applied:
         return NO_TID, None
@@ -211,12 +212,7 @@ class MemoryCache:
         return next((oid for oid, revision in self._current.items() if revision[1] == tid), None)
 
     def figures(self) -> CacheFigures:
-        return CacheFigures(self._used_bytes, self._size_bytes, self._evictions)
-
-    @property
-    def used_bytes(self) -> int:
-        """What the revisions take, approximately."""
-        return self._used_bytes
+        return CacheFigures(self.used_bytes, self._size_bytes, self._evictions)
 
 
 def _cost(revision: Revision) -> int:

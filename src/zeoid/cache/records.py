@@ -2,8 +2,8 @@
 
     sub-database            key         value
     `state`                 `state`     see `State`
-    `current0`, `current1`  oid         check, start, epoch, data: a revision that nobody has overwritten yet
-    `past0`, `past1`        oid, end    check, start, data: one that was overwritten at *end*
+    `current0`, `current1`  oid         start, epoch, data, check: a revision that nobody has overwritten yet
+    `past0`, `past1`        oid, end    start, data, check: one that was overwritten at *end*
 
 Invariants, which every method that changes something keeps:
  1. A current revision of this epoch was not overwritten up to `State.applied`: start < applied tid, and no
@@ -12,8 +12,8 @@ Invariants, which every method that changes something keeps:
  3. Each of an object's revisions is in one of the two generations. New ones, and those that were used, go to
     the young one; when that is full the old one is emptied, and becomes the young one.
 
-The check covers start and data. What fails it is not there. Owns the layout and nothing else: who may do what
-is `shared`'s business, the files are `environment`'s.
+The check is a CRC-32 of what stands before it. What fails it is not there. Owns the layout and nothing else:
+who may do what is `shared`'s business, the files are `environment`'s.
 """
 
 import time
@@ -33,15 +33,14 @@ from zeoid.model import NO_TID, Revision
 VERSION: Final = 1
 _STATE: Final = b"state"
 _STATE_LAYOUT: Final = Struct(">8sQ8sBQ")
-_CURRENT: Final = Struct(">I8sQ")
-_PAST: Final = Struct(">I8s")
+_CURRENT: Final = Struct(">8sQ")
 _CURRENT_BYTES: Final = _CURRENT.size
-_PAST_BYTES: Final = _PAST.size
+_START_BYTES: Final = 8
 _CHECK_BYTES: Final = 4
 _OID_BYTES: Final = 8
 _unpack_current = _CURRENT.unpack_from
-_unpack_past = _PAST.unpack_from
-_number = int.from_bytes
+#: The CRC-32 of anything with its own CRC-32 behind it, the least significant byte first.
+_SOUND: Final = 0x2144DF1C
 _DATABASES: Final = (b"state", b"current0", b"current1", b"past0", b"past1")
 DATABASES: Final = len(_DATABASES)
 
@@ -100,11 +99,11 @@ class Records:
                 if value is not None:
                     self.used.add(oid)
             if value is not None:
-                check, start, written = _unpack_current(value)
+                start, written = _unpack_current(value)
                 if start < tid:
-                    if not current or written < epoch or crc32(value[_CHECK_BYTES:], _seed(oid)) != check:
+                    if not current or written < epoch or crc32(value) != _SOUND:
                         return None
-                    return value[_CURRENT_BYTES:], start, None
+                    return value[_CURRENT_BYTES:-_CHECK_BYTES], start, None
             return self._find_past(txn, oid, tid)
         finally:
             txn.abort()
@@ -119,9 +118,9 @@ class Records:
                 value: Any
                 key, value = cursor.item()
                 if key[:_OID_BYTES] == oid:
-                    check, start = _unpack_past(value)
-                    if start < tid and crc32(value[_CHECK_BYTES:], _seed(oid)) == check:
-                        return value[_PAST_BYTES:], start, key[_OID_BYTES:]
+                    start = value[:_START_BYTES]
+                    if start < tid and crc32(value) == _SOUND:
+                        return value[_START_BYTES:-_CHECK_BYTES], start, key[_OID_BYTES:]
         return None
 
     @contextmanager
@@ -179,8 +178,7 @@ class Records:
         with self._reading() as txn:
             for database in (*self._current, *self._past):
                 items: Any = txn.cursor(database)
-                for key, value in items:
-                    wrong += _unpack_past(value)[0] != crc32(value[_CHECK_BYTES:], _seed(key[:_OID_BYTES]))
+                wrong += sum(crc32(value) != _SOUND for _, value in items)
         return wrong
 
     # Changing, within a write transaction ----------------------------------------------------------
@@ -192,13 +190,13 @@ class Records:
 
     def put_current(self, txn: lmdb.Transaction, state: State, oid: bytes, start: bytes, data: bytes) -> None:
         rest = start + state.epoch.to_bytes(8, "big") + data
-        txn.put(oid, _checked(oid, rest), db=self._current[state.young])
+        txn.put(oid, _checked(rest), db=self._current[state.young])
         txn.delete(oid, db=self._current[1 - state.young])
 
     def put_past(
         self, txn: lmdb.Transaction, state: State, oid: bytes, start: bytes, end: bytes, data: bytes
     ) -> None:
-        txn.put(oid + end, _checked(oid, start + data), db=self._past[state.young])
+        txn.put(oid + end, _checked(start + data), db=self._past[state.young])
 
     def end(self, txn: lmdb.Transaction, state: State, oid: bytes, tid: bytes) -> None:
         """What is current of *oid* was overwritten by *tid*."""
@@ -206,10 +204,9 @@ class Records:
             value: Any = txn.pop(oid, db=database)
             if value is None:
                 continue
-            check, start, epoch = _unpack_current(value)
-            sound = crc32(value[_CHECK_BYTES:], _seed(oid)) == check
-            if sound and epoch == state.epoch and start < tid:
-                self.put_past(txn, state, oid, start, tid, value[_CURRENT_BYTES:])
+            start, epoch = _unpack_current(value)
+            if crc32(value) == _SOUND and epoch == state.epoch and start < tid:
+                self.put_past(txn, state, oid, start, tid, value[_CURRENT_BYTES:-_CHECK_BYTES])
 
     def forget(self, txn: lmdb.Transaction, oid: bytes) -> None:
         """What is current of *oid* may have been overwritten."""
@@ -219,7 +216,7 @@ class Records:
     def promote(self, txn: lmdb.Transaction, state: State, oid: bytes) -> None:
         """Have what is current of *oid* in the young generation."""
         value: Any = txn.pop(oid, db=self._current[1 - state.young])
-        if value is not None and _unpack_current(value)[2] == state.epoch:
+        if value is not None and _unpack_current(value)[1] == state.epoch:
             txn.put(oid, value, db=self._current[state.young], overwrite=False)
 
     def make_room(self, txn: lmdb.Transaction, state: State, most_bytes: int) -> None:
@@ -242,10 +239,5 @@ class Records:
         return pages * self._page_bytes
 
 
-def _seed(oid: bytes) -> int:
-    """Where the check begins, so that it holds for this object only."""
-    return _number(oid[4:], "big")
-
-
-def _checked(oid: bytes, rest: bytes) -> bytes:
-    return crc32(rest, _seed(oid)).to_bytes(_CHECK_BYTES, "big") + rest
+def _checked(content: bytes) -> bytes:
+    return content + crc32(content).to_bytes(_CHECK_BYTES, "little")

@@ -84,9 +84,10 @@ class SharedCache:
             return state.applied, state.witness if state.witness != NO_TID else None
 
     def load_before(self, oid: bytes, tid: bytes, applied: bytes) -> Revision | None:
-        found = self._waiting.load_before(oid, tid, applied)
-        if found is not None:
-            return found
+        if self._waiting.used_bytes:
+            found = self._waiting.load_before(oid, tid, applied)
+            if found is not None:
+                return found
         here = self._environment
         if here is None:
             return None
