@@ -108,9 +108,11 @@ OUTCOMES: Final = 10_000
 RESOLUTION_ROUNDS: Final = 9
 #: What the invalidation log remembers, so that a client that was away can be brought up to date.
 INVALIDATION_LOG_TRANSACTIONS: Final = 100_000
-INVALIDATION_LOG_OIDS: Final = 2_000_000
+INVALIDATION_LOG_BYTES: Final = 32 * 1024 * 1024
 #: Transactions read back from the storage at start to fill the log.
-INVALIDATION_LOG_AT_START: Final = 1000
+INVALIDATION_LOG_AT_START: Final = 10_000
+#: … as long as they have no more records than this: that takes half a second.
+INVALIDATION_LOG_RECORDS_AT_START: Final = 100_000
 #: Clients are told of the storage's new size this often.
 INFO_S: Final = 1.0
 #: A database that others write to is asked this often for what they committed, besides at every commit …

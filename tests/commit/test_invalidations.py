@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ZODB.utils import p64
 
-from zeoid.commit.invalidations import InvalidationLog
+from zeoid.commit.invalidations import ENTRY_BYTES, InvalidationLog
 from zeoid.engines.opening import open_filestorage
 from zeoid.model import NO_TID, Store, TransactionInfo, tid_before
 from zeoid.ports import Commit, Engine
@@ -100,14 +100,14 @@ def test_only_so_many_transactions_are_remembered() -> None:
 
 
 def test_only_so_many_oids_are_remembered() -> None:
-    log = log_of([A, B], [C], [D, A], oids=3)
+    log = log_of([A, B], [C], [D, A], size_bytes=3 * 8 + 2 * ENTRY_BYTES)
     assert len(log) == 2
     assert told(log, tid(0)) is None
     assert told(log, tid(1)) == (tid(3), [A, C, D])
 
 
 def test_a_transaction_larger_than_the_bound_leaves_an_empty_log() -> None:
-    log = log_of([A], [A, B, C, D], oids=3)
+    log = log_of([A], [A, B, C, D], size_bytes=3 * 8 + ENTRY_BYTES)
     assert len(log) == 0
     assert told(log, tid(1)) is None
     assert told(log, tid(2)) == (tid(2), [])
@@ -125,15 +125,15 @@ def test_a_log_that_is_to_remember_nothing_knows_only_the_last_tid() -> None:
 @given(
     st.lists(st.lists(st.sampled_from([A, B, C, D]), max_size=3, unique=True), max_size=20),
     st.integers(0, 6),
-    st.integers(0, 10),
+    st.integers(0, 10 * 8 + 6 * ENTRY_BYTES),
     st.integers(0, 21),
 )
 def test_what_is_told_is_all_or_nothing(
-    written: list[list[bytes]], transactions: int, oids: int, seen: int
+    written: list[list[bytes]], transactions: int, size_bytes: int, seen: int
 ) -> None:
     """Against the plainest model: a list of everything that was ever committed."""
     seen = min(seen, len(written))
-    log = log_of(*written, transactions=transactions, oids=oids)
+    log = log_of(*written, transactions=transactions, size_bytes=size_bytes)
     answer = log.since(tid(seen))
     if answer is None:
         forgotten = len(written) - len(log)
@@ -143,12 +143,14 @@ def test_what_is_told_is_all_or_nothing(
         assert last == tid(len(written))
         assert sorted(changed) == sorted({oid for later in written[seen:] for oid in later})
     assert len(log) <= transactions
-    assert sum(len(later) for later in written[len(written) - len(log) :]) <= oids
+    assert sum(len(later) * 8 + ENTRY_BYTES for later in written[len(written) - len(log) :]) <= size_bytes
     # No more was forgotten than the bounds made necessary.
     oldest = len(written) - len(log) - 1
     if oldest >= 0:
         longer = written[oldest:]
-        assert len(longer) > transactions or sum(map(len, longer)) > oids
+        assert len(longer) > transactions or (
+            sum(len(later) * 8 + ENTRY_BYTES for later in longer) > size_bytes
+        )
 
 
 # At the start ---------------------------------------------------------------------------------------------

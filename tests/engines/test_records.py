@@ -134,6 +134,7 @@ def test_an_empty_file_has_nothing(file: DataFile) -> None:
     assert file.revision(A, tid_at(0)) is None
     for tid in NO_TID, tid_at(0), MAX_TID:
         assert file.transaction(tid) is None
+    assert file.last_transactions(10, 100) == []
 
 
 def test_what_does_not_exist_is_none(writer: Writer, file: DataFile) -> None:
@@ -214,6 +215,28 @@ def test_an_empty_transaction_is_found(writer: Writer, file: DataFile) -> None:
     empty = writer.within(lambda meta: None)
     writer.write(A=PLAIN[1])
     assert file.transaction(empty) == (b" ", [])
+
+
+def test_the_last_transactions_are_those_that_filestorage_tells(
+    storage: Any, writer: Writer, file: DataFile
+) -> None:
+    chance = random.Random(2)
+    for _ in range(30):
+        writer.write(**dict.fromkeys(chance.sample("ABC", chance.randint(1, 3)), PLAIN[0]))
+    writer.within(lambda meta: None)
+    writer.undo(writer.tids[-1])
+    for count in (0, 1, 7, 100):
+        theirs = [(tid, list(oids)) for tid, oids in storage.lastInvalidations(count)]
+        assert file.last_transactions(count, 1000) == theirs
+
+
+def test_no_more_records_are_read_than_was_said(writer: Writer, file: DataFile) -> None:
+    tids = [writer.write(A=PLAIN[0]), writer.write(A=PLAIN[1], B=PLAIN[0]), writer.write(C=PLAIN[0])]
+    known = [(tids[0], [A]), (tids[1], [A, B]), (tids[2], [C])]
+    assert file.last_transactions(10, 4) == known
+    assert file.last_transactions(10, 3) == known[1:]
+    assert file.last_transactions(10, 2) == known[2:]
+    assert file.last_transactions(10, 0) == []
 
 
 # A pack meanwhile -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ record), and what a transaction writes. Of FileStorage's own ways to change the 
 """
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,9 +43,12 @@ from zeoid.engines.journal_format import BLOB_BYTES
 from zeoid.engines.keeping import Keeper
 from zeoid.engines.packing import UNWATCHED, pack
 from zeoid.engines.preparing import Writing
+from zeoid.engines.records import DataFile
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import NO_TID, Operation, Revision, StagedBlob, TransactionInfo
 from zeoid.ports import BlobWriter, Commit, Outcomes, PackProgress, Prepared, TransactionRecord
+
+log = logging.getLogger("zeoid.server")
 
 _HEADER_BYTES = RECORD_HEADER.size
 _unpack_header = RECORD_HEADER.unpack_from
@@ -119,6 +123,14 @@ class FileStorageEngine(StorageEngine):
 
     def outcomes(self) -> Outcomes:
         return self._outcomes
+
+    def last_invalidations(self, count: int) -> list[tuple[bytes, Sequence[bytes]]]:
+        try:
+            found = DataFile(self._storage).last_transactions(count, limits.INVALIDATION_LOG_RECORDS_AT_START)
+        except CorruptedError as problem:
+            log.warning("clients that were away have to forget what they know: %s", problem)
+            return []
+        return [(tid, tuple(oids)) for tid, oids in found]
 
     @property
     def failure(self) -> str:

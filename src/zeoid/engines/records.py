@@ -15,6 +15,7 @@ tells where its transaction begins. Data of an object may look like a record, bu
 import os
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from ZODB.FileStorage.format import CorruptedError
@@ -119,15 +120,37 @@ class DataFile:
         if start is None:
             return None
         header = self._read(file, start, TRANSACTION_HEADER.size)
-        _, length, status, *meta_bytes = TRANSACTION_HEADER.unpack(header)
+        return TRANSACTION_HEADER.unpack(header)[2], list(self._records(file, start))
+
+    def _records(self, file: Any, start: int) -> Iterator[RecordHeader]:
+        """The records of the transaction that begins there."""
+        header = self._read(file, start, TRANSACTION_HEADER.size)
+        _, length, _, *meta_bytes = TRANSACTION_HEADER.unpack(header)
         position, end = start + TRANSACTION_HEADER.size + sum(meta_bytes), start + length
-        records = []
         while position < end:
-            records.append(self._header(file, position))
-            position = records[-1].end
+            record = self._header(file, position)
+            yield record
+            position = record.end
         if position > end:
             raise CorruptedError(f"the last record of the transaction at {start} is longer than that")
-        return status, records
+
+    def last_transactions(self, most: int, most_records: int) -> list[tuple[bytes, list[bytes]]]:
+        """(tid, oids) of the newest transactions, oldest first: so many, with so many records together."""
+        return self.steadily(lambda: self._last_transactions(most, most_records))
+
+    def _last_transactions(self, most: int, most_records: int) -> list[tuple[bytes, list[bytes]]]:
+        with self._storage._lock:
+            file, end = self._storage._file, self._storage._pos
+        found: list[tuple[bytes, list[bytes]]] = []
+        for start, tid in self._backwards(file, MAGIC_BYTES, end):
+            if len(found) >= most:
+                break
+            oids = [header.oid for header in islice(self._records(file, start), most_records + 1)]
+            most_records -= len(oids)
+            if most_records < 0:
+                break
+            found.append((tid, list(dict.fromkeys(oids))))
+        return found[::-1]
 
     # Finding a transaction ------------------------------------------------------------------------
 
