@@ -1,4 +1,4 @@
-"""The reads of one session that are done in threads, because the storage may have to wait.
+"""The reads of one session that are done in threads: where the storage may have to wait, and of small blobs.
 
 While a read is under way others may commit, and their invalidations are written before its reply. A revision
 that was overwritten meanwhile must not be told as the current one then: it is read again. Owns how many reads
@@ -38,7 +38,7 @@ class Reads:
         def done(value: Any, problem: BaseException | None) -> None:
             was_full = self.full
             self._under_way -= 1
-            if problem is None and hosted.may_have_changed(read.oid, seen):
+            if problem is None and read.oid is not None and hosted.may_have_changed(read.oid, seen):
                 if tries < limits.READ_TRIES:
                     self.begin(hosted, read, call, tries + 1)
                     return
@@ -50,4 +50,5 @@ class Reads:
             else:
                 self._ended(call, value, StorageError(repr(problem)), was_full)
 
-        hosted.run_reading(read.work, done)
+        run = hosted.run_reading if read.oid is not None else hosted.run_with_blobs
+        run(read.work, done)
