@@ -75,6 +75,8 @@ BLOB_PIECE_BYTES: Final = 256 * 1024
 BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
 #: A client's blobs are read from its connection as long as no more than this waits to be written.
 BLOB_QUEUE_BYTES: Final = 4 * 1024 * 1024
+#: What each message of a blob counts for in that besides its content: blobs may be empty, and many.
+BLOB_MESSAGE_BYTES: Final = 2048
 #: While more than this waits to be sent to a client, nothing of a blob is added: replies wait behind it.
 BLOB_OUTPUT_BYTES: Final = 256 * 1024
 #: Blobs sent to one client at a time, piece by piece in turn.
