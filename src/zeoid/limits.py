@@ -95,7 +95,7 @@ BLOB_TOKEN_S: Final = 30.0
 BLOB_TOKENS_PER_CONNECTION: Final = 64
 #: A blob connection is closed when it was without a request, or when no byte of a blob moved, for this long.
 BLOB_STREAM_IDLE_S: Final = 30.0
-#: What is still read of a blob that can't be kept, so that its client hears why.
+#: What is still read of a blob that can't be stored, so that its client hears why.
 BLOB_DISCARD_BYTES: Final = 64 * 1024 * 1024
 #: Blobs of one client that are here and that no transaction has yet; more are refused.
 BLOBS_UNCLAIMED: Final = 10_000

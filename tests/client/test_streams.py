@@ -277,7 +277,7 @@ def test_a_disk_of_the_server_that_is_full(
 ) -> None:
     storage = open_client()
     monkeypatch.setattr(limits, "BLOB_FREE_BYTES", 1 << 62)
-    with pytest.raises(StorageError, match="can't be kept"):
+    with pytest.raises(StorageError, match="a blob can't be stored"):
         store(storage, blob=LARGE)
     monkeypatch.undo()
     store(storage, blob=LARGE)

@@ -275,7 +275,7 @@ def test_a_disk_that_is_full(
     content: bytes, server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "BLOB_FREE_BYTES", 1 << 62)
-    with pytest.raises(StorageError, match="can't be kept: No space left"):
+    with pytest.raises(StorageError, match="a blob can't be stored: No space left"):
         stream.put(ID, NAME, content)
     monkeypatch.undo()
     assert not server.staged

@@ -313,7 +313,7 @@ class Stream:
                 except _TOLD as failure:
                     problem = failure
             elif (discard_bytes := discard_bytes - len(piece)) < 0:
-                raise OSError(f"too much comes of a blob that can't be kept: {problem}")
+                raise OSError(f"too much comes of a blob that can't be stored: {problem}")
         if problem is None and arrival is not None:
             try:
                 arrival.complete()

@@ -19,10 +19,10 @@ Owns what has arrived and is no transaction's yet. Must not know how messages ar
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
-from ZODB.POSException import POSError, ReadOnlyError, StorageError, StorageTransactionError
+from ZODB.POSException import POSError, ReadOnlyError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.errors import InvalidCall
+from zeoid.errors import InvalidCall, not_stored
 from zeoid.model import AttachBlob, Restore, StagedBlob, Store
 from zeoid.ports import BlobWriter
 from zeoid.server.hosted import Hosted
@@ -248,7 +248,7 @@ class _Upload:
             if problem is not None or blob is not None:
                 self._writer = None
             if problem is not None:
-                self.problem = _told(problem)
+                self.problem = problem if isinstance(problem, POSError) else not_stored(problem)
             if self._is_abandoned and blob is not None:
                 self._hosted.discard([blob])
                 blob = None
@@ -259,11 +259,3 @@ class _Upload:
             self._uploads.written(self, blob)
 
         self._hosted.run_with_blobs(guarded, done)
-
-
-def _told(problem: BaseException) -> POSError:
-    """As its client is told at the vote."""
-    if isinstance(problem, POSError):
-        return problem
-    why = (isinstance(problem, OSError) and problem.strerror) or repr(problem)
-    return StorageError(f"a blob can't be stored: {why}")
