@@ -179,6 +179,10 @@ BLOB_CHUNK_BYTES: Final = 59_000
 BLOB_CONNECTIONS: Final = 4
 #: … each of which is closed when nothing went over it for this long.
 BLOB_CONNECTION_IDLE_S: Final = 10.0
+#: … and opened only if the server has a thread for it in this time …
+BLOB_CONNECTION_WAIT_S: Final = 3.0
+#: … else blobs go as messages on the client's own connection for this long, before the next try.
+BLOB_CONNECTION_AGAIN_S: Final = 10.0
 #: A download that breaks off with its connection is begun so often.
 BLOB_DOWNLOADS: Final = 3
 #: Whoever removes a file from the cache has it locked for two system calls. It is waited for in steps of this
