@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ZODB.POSException import POSKeyError, ReadOnlyError, StorageError
@@ -15,7 +18,9 @@ from tests.blobserver import BEGINNING, RECORD, BlobServer, RawStream, attach, o
 from tests.peers import wait_until
 from tests.server.sockets import RawClient
 from zeoid import limits
-from zeoid.model import tid_after
+from zeoid.model import MAX_TID, tid_after
+from zeoid.server.server import StorageServer
+from zeoid.server.streams import Stream
 from zeoid.wire import streams as wire
 from zeoid.wire.messages import ATTACH, BLOB_EXTENSIONS, STORE
 
@@ -301,6 +306,29 @@ def test_a_stop_with_open_blob_connections(server: BlobServer, client: RawClient
         assert is_closed(stream)
         assert is_closed(idle)
     assert not server.staged
+
+
+def test_a_stop_while_a_blob_waits_for_its_tid(
+    server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has to turn once more for that."""
+    stopping = threading.Event()
+    opening, begun = Stream._open, threading.Event()
+
+    def open_late(self: Stream, get: wire.Get) -> Any:
+        begun.set()
+        assert stopping.wait(30)
+        return opening(self, get)
+
+    monkeypatch.setattr(Stream, "_open", open_late)
+    stream.send(wire.request(wire.Get(OID, MAX_TID, 0)))
+    assert begun.wait(30)
+    monkeypatch.setattr(StorageServer, "_cancel_packs", lambda _: stopping.set())
+    client.socket.close()
+    wait_until(lambda: not server.server.connections, "its session has ended")
+    began_s = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began_s < limits.BLOB_STREAM_IDLE_S / 2
 
 
 def test_idle_ones_make_room_for_others(tmp_path: Path) -> None:

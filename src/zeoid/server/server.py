@@ -337,8 +337,9 @@ class StorageServer:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
-        # The loop goes on meanwhile: a pack may wait for a transaction that has yet to be abandoned.
-        while any(hosted.packing or hosted.busy for hosted in self.storages.values()):
+        # The loop goes on meanwhile: a pack may wait for a transaction that has yet to be abandoned, and the
+        # thread of a blob connection for its session to end, or for the loop to turn.
+        while self.connections or self.streams.busy or any(map(_is_busy, self.storages.values())):
             await asyncio.sleep(0.01)
         self._closed = True
         for thread in self._threads:
@@ -383,6 +384,10 @@ class StorageServer:
                 done(value, problem)
 
         thread.submit(run)
+
+
+def _is_busy(hosted: Hosted) -> bool:
+    return hosted.packing or hosted.busy
 
 
 class StorageFailure(Exception):

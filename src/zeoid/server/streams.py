@@ -124,6 +124,11 @@ class Streams:
             longest.shut()
         self._submit(stream.run)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are any that have not ended."""
+        return self._count > 0
+
     def end(self, grant: Grant) -> None:
         """The session is over, and with it its blob connections and what nobody attached."""
         self._tokens = {token: given for token, given in self._tokens.items() if given[0] is not grant}
