@@ -42,6 +42,7 @@ class StagedFile:
         self._file = disk.open(path, create=True)
         try:
             if size_bytes:
+                self._check_room(size_bytes)  # before it is taken, if only for a moment, from transactions
                 disk.reserve(self._file, 0, size_bytes)
             self._check_room()
         except BaseException:
@@ -72,8 +73,8 @@ class StagedFile:
                 self._disk.sync(self._file)
             self._begun += step
 
-    def _check_room(self) -> None:
-        if self._disk.free_bytes(self._file) < limits.BLOB_FREE_BYTES:
+    def _check_room(self, more_bytes: int = 0) -> None:
+        if self._disk.free_bytes(self._file) < limits.BLOB_FREE_BYTES + more_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def complete(self) -> StagedBlob:
