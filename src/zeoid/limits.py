@@ -87,6 +87,9 @@ BLOB_DOWNLOADS_WAITING: Final = 1000
 BLOB_THREADS: Final = 4
 #: No blob is taken that would leave less room on the disk: transactions need some.
 BLOB_FREE_BYTES: Final = 64 * 1024 * 1024
+#: Records that are looked at when a data file is opened without a directory for blobs, to say if it has some:
+#: the newest ones, and as many from all over the file.
+BLOB_SAMPLE_RECORDS: Final = 200
 #: Blob connections that are served at once, each by a thread; of one client there are no more, either.
 BLOB_STREAMS: Final = 16
 #: What a client is given to open one with is good for this long …
