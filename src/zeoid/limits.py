@@ -24,6 +24,9 @@ BLOB_INLINE_BYTES: Final = 64 * 1024
 
 # Server -----------------------------------------------------------------------------------------------
 
+#: Connections are refused, and no blob is opened, when no more descriptors than these are left, or than half
+#: of all: the data file, its journal and up to 100 connections that are accepted at once need some.
+DESCRIPTORS_KEPT: Final = 160
 #: A connection that has not registered after this time is closed.
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: A prepared transaction that its client does not finish in this time is aborted: others wait for it.

@@ -3,10 +3,13 @@
 Owns how such a function is found and called. Knows nothing of files' formats, nor why anybody wants this.
 """
 
+import contextlib
 import errno
 import functools
 import os
 from typing import Any, Final
+
+from zeoid import limits
 
 #: What a file system says that can't do it.
 CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
@@ -35,6 +38,31 @@ def raise_unless_done(result: int) -> None:
         import ctypes
 
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def is_scarce(fd: int) -> bool:
+    """Whether hardly any more files and sockets may be opened, now that *fd* is one.
+
+    A new one gets the lowest number that is free. To be asked of what others cause to be opened: what must
+    not fail, as a sync of a directory that has to be opened for it, needs the rest.
+    """
+    try:
+        import resource
+    except ImportError:
+        return False
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most != resource.RLIM_INFINITY and fd >= most - min(limits.DESCRIPTORS_KEPT, most // 2)
+
+
+def allow_more_files() -> None:
+    """Let this process open as many files as it may allow itself."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # not every system means what it says here
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def begin_writeback(fd: int, start: int, length: int) -> bool:

@@ -17,7 +17,7 @@ from ZODB.utils import p64
 from tests.blobserver import BEGINNING, RECORD, BlobServer, RawStream, attach, opened
 from tests.peers import wait_until
 from tests.server.sockets import RawClient
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.model import MAX_TID, tid_after
 from zeoid.server.server import StorageServer
 from zeoid.server.streams import Stream
@@ -286,6 +286,32 @@ def test_a_disk_that_is_full(
     assert not server.staged
     stream.put(ID, NAME, content)
     assert stream.get(OID, attach(client, ID, OID, NAME)) == content
+
+
+def test_too_many_open_files_fail_nothing_but_what_opens_more(
+    server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened for clients left a checkpoint no descriptor, which ended the server."""
+    stream.put(ID, NAME, b"content")
+    tid = attach(client, ID, OID, NAME)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(system, "is_scarce", lambda fd: True)
+        with RawStream(server.address) as refused:
+            assert refused.read_to_end() == b""
+        too_many = pytest.raises(StorageError, match="oo many open files")
+        with too_many:
+            stream.put(bytes(16), NAME, b"content")
+        with too_many:
+            stream.get(OID, tid)
+        with too_many:
+            client.call("blob_load", OID, tid, 100)
+        with too_many:
+            client.call("sendBlob", OID, tid)
+        client.commit(p64(8))
+        client.call("checkpoint")
+    assert stream.get(OID, tid) == b"content"
+    with opened(server, client) as another:
+        another.put(bytes(16), NAME, b"content")
 
 
 def test_nothing_moves(server: BlobServer, client: RawClient) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.engines.disk import Disk
 from zeoid.model import StagedBlob
 
@@ -41,6 +41,8 @@ class StagedFile:
         self._is_complete = False
         self._file = disk.open(path, create=True)
         try:
+            if system.is_scarce(self._file):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if size_bytes:
                 self._check_room(size_bytes)  # before it is taken, if only for a moment, from transactions
                 disk.reserve(self._file, 0, size_bytes)

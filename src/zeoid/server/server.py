@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
@@ -56,6 +56,9 @@ class _Transport(asyncio.Protocol):
         self._writable = True
         transport.set_write_buffer_limits(high=limits.BLOB_OUTPUT_BYTES, low=limits.BLOB_OUTPUT_BYTES // 4)
         sock = transport.get_extra_info("socket")
+        if sock is not None and self._server.refuses(sock.fileno()):
+            self.abort()
+            return
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -213,6 +216,7 @@ class StorageServer:
         self._stop_asked = False
         self._failure = ""
         self._closed = False
+        self._refusing = False
         self.storages: dict[str, Hosted] = {}
         for name, engine in storages.items():
             if resolve_conflicts:
@@ -279,6 +283,14 @@ class StorageServer:
 
     def _connection(self) -> _Transport:
         return _Transport(self)
+
+    def refuses(self, fd: int) -> bool:
+        """Whether a connection can't be served, because of what is open already."""
+        refuses = system.is_scarce(fd)
+        if refuses and not self._refusing:
+            log.warning("no more connections are taken: too many files and sockets are open (`ulimit -n`)")
+        self._refusing = refuses
+        return refuses
 
     # Running --------------------------------------------------------------------------------------
 
