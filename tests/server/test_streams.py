@@ -20,6 +20,7 @@ from tests.server.sockets import RawClient
 from zeoid import limits, system
 from zeoid.model import MAX_TID, tid_after
 from zeoid.server.server import StorageServer
+from zeoid.server.staged import Staged
 from zeoid.server.streams import Stream
 from zeoid.wire import streams as wire
 from zeoid.wire.messages import ATTACH, BLOB_EXTENSIONS, STORE
@@ -232,6 +233,41 @@ def test_the_end_of_a_session_is_that_of_its_blobs(server: BlobServer, client: R
             nothing_is_left(server)
     wait_until(lambda: not server.streams, "no blob connection is left")
     assert client.call("ping") is None
+
+
+def test_the_end_of_a_session_is_told_of_by_that_of_its_connections_alone(
+    server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that hears of a lost connection tries again, one that hears of a fault does not."""
+    arriving, closed, answered = threading.Event(), threading.Event(), threading.Event()
+    complete, close, fault = Staged.complete, Staged.close, Stream._fault
+
+    def complete_late(self: Staged, *given: Any) -> bool:
+        arriving.set()
+        assert closed.wait(30)
+        return complete(self, *given)
+
+    def close_and_wait(self: Staged) -> Any:
+        left = close(self)
+        closed.set()
+        assert answered.wait(30)
+        return left
+
+    def fault_and_tell(self: Stream, problem: Exception) -> None:
+        try:
+            fault(self, problem)
+        finally:
+            answered.set()
+
+    monkeypatch.setattr(Staged, "complete", complete_late)
+    monkeypatch.setattr(Staged, "close", close_and_wait)
+    monkeypatch.setattr(Stream, "_fault", fault_and_tell)
+    stream.begin_put(ID, NAME, 7)
+    stream.send(b"content")
+    assert arriving.wait(30)
+    client.socket.close()
+    assert is_closed(stream)
+    nothing_is_left(server)
 
 
 @pytest.mark.parametrize("how", ["abort", "failed vote", "finish without it"])

@@ -132,11 +132,11 @@ class Streams:
     def end(self, grant: Grant) -> None:
         """The session is over, and with it its blob connections and what nobody attached."""
         self._tokens = {token: given for token, given in self._tokens.items() if given[0] is not grant}
-        grant.hosted.discard(grant.staged.close())
         with self._lock:
             streams = list(self._of.get(grant, ()))
-        for stream in streams:
+        for stream in streams:  # first, so that none says that a transaction is over: it is to be tried again
             stream.shut()
+        grant.hosted.discard(grant.staged.close())
 
     # What streams say ---------------------------------------------------------------------------------
 
