@@ -228,6 +228,9 @@ def test_a_file_that_can_not_be_read(house: MemoryHouse, tid: bytes, monkeypatch
     class Broken:
         closed = False
 
+        def fileno(self) -> int:
+            return 0
+
         def read(self, size: int) -> bytes:
             raise OSError(5, "Input/output error")
 
