@@ -23,7 +23,7 @@ SOURCE = Path(zeoid.__file__).resolve().parents[1]
 #: From the bottom up. A layer imports what stands below it; names on one line do not import each other.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model", "errors", "limits"}),
-    frozenset({"ports", "addresses", "retrying"}),
+    frozenset({"ports", "addresses", "retrying", "system"}),
     frozenset({"wire", "commit"}),
     frozenset({"cache", "security"}),
     frozenset({"engines"}),

@@ -72,3 +72,9 @@ class OutcomeUnknown(ClientError):
 
 class ServerError(ClientError):
     """The server reported an error that has no counterpart among ZODB's own; the message names it."""
+
+
+def not_stored(problem: BaseException) -> StorageError:
+    """What a client is told when a blob met this failure of the server's disk."""
+    why = (isinstance(problem, OSError) and problem.strerror) or repr(problem)
+    return StorageError(f"a blob can't be stored: {why}")

@@ -24,6 +24,9 @@ BLOB_INLINE_BYTES: Final = 64 * 1024
 
 # Server -----------------------------------------------------------------------------------------------
 
+#: Connections are refused, and no blob is opened, when no more descriptors than these are left, or than half
+#: of all: the data file, its journal and up to 100 connections that are accepted at once need some.
+DESCRIPTORS_KEPT: Final = 160
 #: A connection that has not registered after this time is closed.
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: A prepared transaction that its client does not finish in this time is aborted: others wait for it.
@@ -71,12 +74,14 @@ PACK_LAST_BYTES: Final = 64 * 1024
 PACK_ROUNDS: Final = 20
 #: Blobs that arrive are written in pieces of this size at least …
 BLOB_PIECE_BYTES: Final = 256 * 1024
-#: … and put on the disk in steps of this size, two of which may be under way.
+#: … and put on the disk in steps of this size, two of which may be under way. Clients' caches have the same.
 BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
 #: What is on the disk of a blob beyond this length is not kept in the system's memory while it arrives.
 BLOB_CACHED_BYTES: Final = 64 * 1024 * 1024
 #: A client's blobs are read from its connection as long as no more than this waits to be written.
 BLOB_QUEUE_BYTES: Final = 4 * 1024 * 1024
+#: What each message of a blob counts for in that besides its content: blobs may be empty, and many.
+BLOB_MESSAGE_BYTES: Final = 2048
 #: While more than this waits to be sent to a client, nothing of a blob is added: replies wait behind it.
 BLOB_OUTPUT_BYTES: Final = 256 * 1024
 #: Blobs sent to one client at a time, piece by piece in turn.
@@ -87,6 +92,9 @@ BLOB_DOWNLOADS_WAITING: Final = 1000
 BLOB_THREADS: Final = 4
 #: No blob is taken that would leave less room on the disk: transactions need some.
 BLOB_FREE_BYTES: Final = 64 * 1024 * 1024
+#: Records that are looked at when a data file is opened without a directory for blobs, to say if it has some:
+#: the newest ones, and as many from all over the file.
+BLOB_SAMPLE_RECORDS: Final = 200
 #: Blob connections that are served at once, each by a thread; of one client there are no more, either.
 BLOB_STREAMS: Final = 16
 #: What a client is given to open one with is good for this long …
@@ -95,7 +103,7 @@ BLOB_TOKEN_S: Final = 30.0
 BLOB_TOKENS_PER_CONNECTION: Final = 64
 #: A blob connection is closed when it was without a request, or when no byte of a blob moved, for this long.
 BLOB_STREAM_IDLE_S: Final = 30.0
-#: What is still read of a blob that can't be kept, so that its client hears why.
+#: What is still read of a blob that can't be stored, so that its client hears why.
 BLOB_DISCARD_BYTES: Final = 64 * 1024 * 1024
 #: Blobs of one client that are here and that no transaction has yet; more are refused.
 BLOBS_UNCLAIMED: Final = 10_000
@@ -216,6 +224,10 @@ BLOB_CHUNK_BYTES: Final = 59_000
 BLOB_CONNECTIONS: Final = 4
 #: … each of which is closed when nothing went over it for this long.
 BLOB_CONNECTION_IDLE_S: Final = 10.0
+#: … and opened only if the server has a thread for it in this time …
+BLOB_CONNECTION_WAIT_S: Final = 3.0
+#: … else blobs go as messages on the client's own connection for this long, before the next try.
+BLOB_CONNECTION_AGAIN_S: Final = 10.0
 #: A download that breaks off with its connection is begun so often.
 BLOB_DOWNLOADS: Final = 3
 #: Whoever removes a file from the cache has it locked for two system calls. It is waited for in steps of this

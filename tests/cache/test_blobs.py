@@ -211,6 +211,28 @@ def test_a_part_begins_anew(cache: BlobCache) -> None:
     assert Path(path).read_bytes() == b"whole"
 
 
+def test_a_large_blob_is_put_on_the_disk_while_it_comes(
+    cache: BlobCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else all of it would be at once, and whoever syncs anything on that disk would wait for it."""
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        blobs.system, "begin_writeback", lambda fd, start, length: begun.append((start, start + length))
+    )
+    part = cache.part(cache.path_of(OID, TID), 1.0)
+    assert part is not None
+    piece = b"x" * 59_000
+    for tries in (1, 2):
+        begun.clear()
+        part.begin()
+        while part.size_bytes < tries * 2.5 * limits.BLOB_WRITEBACK_BYTES:
+            part.write(piece)
+        assert [end for _, end in begun[:-1]] == [start for start, _ in begun[1:]]
+        assert begun[0][0] == 0
+        assert part.size_bytes - begun[-1][1] < limits.BLOB_WRITEBACK_BYTES
+    part.close()
+
+
 def test_only_one_fills_a_part_and_the_next_one_gets_what_is_left(cache: BlobCache) -> None:
     path = cache.path_of(OID, TID)
     first = cache.part(path, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ import ZODB
 from ZODB.blob import Blob
 from ZODB.POSException import ConflictError, POSKeyError, StorageError
 
-from tests.blobserver import BlobServer
+from tests.blobserver import BlobServer, opened
 from tests.client.scenes import Task
 from tests.peers import wait_until
+from tests.server.sockets import RawClient
 from zeoid import ClientStorage, limits
 from zeoid.client import streams
 from zeoid.errors import Disconnected
@@ -260,6 +262,56 @@ def test_several_threads_store_and_read_at_once(server: BlobServer, open_client:
     nothing_is_left(server)
 
 
+def busy_streams(server: BlobServer) -> Iterator[RawClient]:
+    """As many as the server has threads, which send nothing of what they announced."""
+    while server.streams < limits.BLOB_STREAMS:
+        client = RawClient(server.address).register()
+        for _ in range(limits.BLOB_CONNECTIONS):
+            stream = opened(server, client)
+            stream.begin_put(os.urandom(16), os.urandom(16), INLINE + 1)
+            yield stream
+        yield client
+
+
+def test_a_server_all_of_whose_threads_are_busy(
+    server: BlobServer, open_client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sends nothing to it holds up nobody else."""
+    monkeypatch.setattr(limits, "BLOB_CONNECTION_WAIT_S", 0.1)
+    busy = list(busy_streams(server))
+    store(open_client(), blob=LARGE)
+    assert load(open_client(), "blob") == LARGE
+    for each in busy:
+        each.socket.close()
+    wait_until(lambda: not server.streams, "the threads are free")
+    reader = open_client()
+    no_stock_messages(reader, monkeypatch)
+    assert load(reader, "blob") == LARGE
+    nothing_is_left(server)
+
+
+def test_what_lets_no_blob_connection_through_is_not_tried_for_each_blob(
+    server: BlobServer, open_client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Any] = []
+
+    def refuse(address: Any, timeout_s: float) -> Any:
+        tries.append(address)
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    monkeypatch.setattr(streams, "connect", refuse)
+    client = open_client()
+    for name in "abc":
+        store(client, **{name: name.encode() * (INLINE + 1)})
+    assert len(tries) == 1
+    monkeypatch.setattr(limits, "BLOB_CONNECTION_AGAIN_S", 0.0)
+    reader = open_client()
+    for name in "abc":
+        assert load(reader, name) == name.encode() * (INLINE + 1)
+    assert len(tries) == 4
+    nothing_is_left(server)
+
+
 def test_a_client_that_may_only_read(open_client: Open) -> None:
     store(open_client(), blob=LARGE)
     assert load(open_client(read_only=True), "blob") == LARGE
@@ -277,7 +329,7 @@ def test_a_disk_of_the_server_that_is_full(
 ) -> None:
     storage = open_client()
     monkeypatch.setattr(limits, "BLOB_FREE_BYTES", 1 << 62)
-    with pytest.raises(StorageError, match="can't be kept"):
+    with pytest.raises(StorageError, match="a blob can't be stored"):
         store(storage, blob=LARGE)
     monkeypatch.undo()
     store(storage, blob=LARGE)

@@ -162,7 +162,23 @@ def test_where_the_system_writes_back_by_itself_only_there_are_syncs(
 def test_a_blob_that_would_fill_the_disk_is_refused(
     blobs: BlobDirectory, disk: FaultyDisk, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda fd: limits.BLOB_FREE_BYTES - 1)
+    monkeypatch.setattr(disk, "free_bytes", lambda fd: limits.BLOB_FREE_BYTES + 1999)
+    reserved: list[int] = []
+    monkeypatch.setattr(disk, "reserve", lambda fd, start, length: reserved.append(length))
+    with pytest.raises(OSError, match="No space"):
+        blobs.stage(2000)
+    assert not reserved, "not even for a moment: a transaction may need that room just then"
+    assert staged_files(path) == []
+    blobs.stage(1999).abandon()
+    assert reserved == [1999]
+
+
+def test_a_disk_that_somebody_else_fills_meanwhile(
+    blobs: BlobDirectory, disk: FaultyDisk, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_bytes = [2 * limits.BLOB_FREE_BYTES]
+    monkeypatch.setattr(disk, "free_bytes", lambda fd: free_bytes[0])
+    monkeypatch.setattr(disk, "reserve", lambda *given: free_bytes.append(free_bytes.pop() // 4))
     with pytest.raises(OSError, match="No space"):
         blobs.stage(2000)
     assert staged_files(path) == []

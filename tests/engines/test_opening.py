@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from zc.lockfile import LockError, LockFile
+from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import StorageError
 from ZODB.utils import p64
 
+from tests.blobserver import RECORD
 from tests.engines.datafiles import INFO, use_small_segments
 from zeoid.engines.filestorage import FileStorageEngine
 from zeoid.engines.opening import engine_of, open_filestorage, open_memory, open_storage
@@ -306,3 +308,44 @@ def test_a_data_file_is_opened_as_zodb_opens_it(path: Path) -> None:
     engine = open_storage(str(path), opener)
     assert type(engine) is FileStorageEngine
     engine.close()
+
+
+# Blobs without their directory ----------------------------------------------------------------------------
+
+
+def with_blob_at(path: Path, position: int, objects: int) -> None:
+    """A data file, each object of which has a transaction of its own; one of them is a blob's."""
+    storage = FileStorage(str(path))
+    for number in range(objects):
+        data = RECORD if number == position else b"\x80\x03cpersistent.mapping\nPersistentMapping\nq\x01."
+        info = TransactionMetaData()
+        storage.tpc_begin(info)
+        storage.store(p64(number), NO_TID, data, "", info)
+        storage.tpc_vote(info)
+        storage.tpc_finish(info)
+    storage.close()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize(
+    ("position", "objects"),
+    [(0, 500), (100, 401), (499, 500), (0, 1)],
+    ids=["the first", "one of those in between", "the newest", "the only one"],
+)
+def test_a_file_with_blobs_without_their_directory_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, position: int, objects: int, read_only: bool
+) -> None:
+    with_blob_at(tmp_path / "Data.fs", position, objects)
+    open_filestorage(tmp_path / "Data.fs", read_only=read_only).close()
+    (told,) = [record.getMessage() for record in caplog.records if "has blobs" in record.getMessage()]
+    assert f"such as object {p64(position).hex()}, but no directory for them was given" in told
+
+
+@pytest.mark.parametrize(("position", "blob_dir"), [(-1, None), (0, "blobs")], ids=["none", "with it"])
+def test_nothing_is_told_where_all_is_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, position: int, blob_dir: str | None
+) -> None:
+    with_blob_at(tmp_path / "Data.fs", position, 10)
+    open_filestorage(tmp_path / "Data.fs", blob_dir=blob_dir and tmp_path / blob_dir).close()
+    open_filestorage(tmp_path / "New.fs").close()
+    assert not [record for record in caplog.records if "has blobs" in record.getMessage()]

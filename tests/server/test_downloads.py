@@ -35,6 +35,18 @@ def tid(house: MemoryHouse) -> bytes:
     return finish(house, peer)
 
 
+def test_a_small_blob_may_be_asked_for_by_as_many_threads_as_there_are(
+    house: MemoryHouse, tid: bytes
+) -> None:
+    peer = house.peer()
+    calls = peer.calls(*[("blob_load", B, tid, 100)] * (limits.SLOW_REQUESTS_PER_CONNECTION + 1))
+    while len(house.blobs) or len(house.slow):
+        run_all(house, peer)
+        house.slow.run_all()
+    peer.read()
+    assert {call.result for call in calls} == {(5, b"small")}
+
+
 def received(peer: Peer, oid: bytes = A) -> bytes:
     """What came of a blob so far, of which everything came in order."""
     events = [
@@ -215,6 +227,9 @@ def test_a_connection_that_is_lost_closes_the_file(
 def test_a_file_that_can_not_be_read(house: MemoryHouse, tid: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         closed = False
+
+        def fileno(self) -> int:
+            return 0
 
         def read(self, size: int) -> bytes:
             raise OSError(5, "Input/output error")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ZODB.POSException import POSKeyError, ReadOnlyError, StorageError
@@ -14,8 +17,11 @@ from ZODB.utils import p64
 from tests.blobserver import BEGINNING, RECORD, BlobServer, RawStream, attach, opened
 from tests.peers import wait_until
 from tests.server.sockets import RawClient
-from zeoid import limits
-from zeoid.model import tid_after
+from zeoid import limits, system
+from zeoid.model import MAX_TID, tid_after
+from zeoid.server.server import StorageServer
+from zeoid.server.staged import Staged
+from zeoid.server.streams import Stream
 from zeoid.wire import streams as wire
 from zeoid.wire.messages import ATTACH, BLOB_EXTENSIONS, STORE
 
@@ -229,6 +235,44 @@ def test_the_end_of_a_session_is_that_of_its_blobs(server: BlobServer, client: R
     assert client.call("ping") is None
 
 
+def test_the_end_of_a_session_is_told_of_by_that_of_its_connections_alone(
+    server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that hears of a lost connection tries again, one that hears of a fault does not."""
+    arriving, closed, answered = threading.Event(), threading.Event(), threading.Event()
+    complete, close, fault = Staged.complete, Staged.close, Stream._fault
+    of_client: list[Staged] = []
+
+    def complete_late(self: Staged, *given: Any) -> bool:
+        of_client.append(self)
+        arriving.set()
+        assert closed.wait(30)
+        return complete(self, *given)
+
+    def close_and_wait(self: Staged) -> Any:
+        left = close(self)
+        if self in of_client:  # another session may end meanwhile
+            closed.set()
+            assert answered.wait(30)
+        return left
+
+    def fault_and_tell(self: Stream, problem: Exception) -> None:
+        try:
+            fault(self, problem)
+        finally:
+            answered.set()
+
+    monkeypatch.setattr(Staged, "complete", complete_late)
+    monkeypatch.setattr(Staged, "close", close_and_wait)
+    monkeypatch.setattr(Stream, "_fault", fault_and_tell)
+    stream.begin_put(ID, NAME, 7)
+    stream.send(b"content")
+    assert arriving.wait(30)
+    client.socket.close()
+    assert is_closed(stream)
+    nothing_is_left(server)
+
+
 @pytest.mark.parametrize("how", ["abort", "failed vote", "finish without it"])
 def test_what_no_transaction_attached_is_removed(
     how: str, server: BlobServer, client: RawClient, stream: RawStream
@@ -275,12 +319,38 @@ def test_a_disk_that_is_full(
     content: bytes, server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "BLOB_FREE_BYTES", 1 << 62)
-    with pytest.raises(StorageError, match="can't be kept: No space left"):
+    with pytest.raises(StorageError, match="a blob can't be stored: No space left"):
         stream.put(ID, NAME, content)
     monkeypatch.undo()
     assert not server.staged
     stream.put(ID, NAME, content)
     assert stream.get(OID, attach(client, ID, OID, NAME)) == content
+
+
+def test_too_many_open_files_fail_nothing_but_what_opens_more(
+    server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened for clients left a checkpoint no descriptor, which ended the server."""
+    stream.put(ID, NAME, b"content")
+    tid = attach(client, ID, OID, NAME)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(system, "is_scarce", lambda fd: True)
+        with RawStream(server.address) as refused:
+            assert refused.read_to_end() == b""
+        too_many = pytest.raises(StorageError, match="oo many open files")
+        with too_many:
+            stream.put(bytes(16), NAME, b"content")
+        with too_many:
+            stream.get(OID, tid)
+        with too_many:
+            client.call("blob_load", OID, tid, 100)
+        with too_many:
+            client.call("sendBlob", OID, tid)
+        client.commit(p64(8))
+        client.call("checkpoint")
+    assert stream.get(OID, tid) == b"content"
+    with opened(server, client) as another:
+        another.put(bytes(16), NAME, b"content")
 
 
 def test_nothing_moves(server: BlobServer, client: RawClient) -> None:
@@ -301,6 +371,29 @@ def test_a_stop_with_open_blob_connections(server: BlobServer, client: RawClient
         assert is_closed(stream)
         assert is_closed(idle)
     assert not server.staged
+
+
+def test_a_stop_while_a_blob_waits_for_its_tid(
+    server: BlobServer, client: RawClient, stream: RawStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop has to turn once more for that."""
+    stopping = threading.Event()
+    opening, begun = Stream._open, threading.Event()
+
+    def open_late(self: Stream, get: wire.Get) -> Any:
+        begun.set()
+        assert stopping.wait(30)
+        return opening(self, get)
+
+    monkeypatch.setattr(Stream, "_open", open_late)
+    stream.send(wire.request(wire.Get(OID, MAX_TID, 0)))
+    assert begun.wait(30)
+    monkeypatch.setattr(StorageServer, "_cancel_packs", lambda _: stopping.set())
+    client.socket.close()
+    wait_until(lambda: not server.server.connections, "its session has ended")
+    began_s = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began_s < limits.BLOB_STREAM_IDLE_S / 2
 
 
 def test_idle_ones_make_room_for_others(tmp_path: Path) -> None:

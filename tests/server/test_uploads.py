@@ -272,6 +272,29 @@ def test_what_is_ended_counts_until_it_is_written(house: MemoryHouse) -> None:
     assert not peer.wire.stopped
 
 
+EMPTY = {
+    "ends": [("storeBlobStart",), ("storeBlobEnd", A, NO_TID, RECORD, 1)],
+    "chunks": [("storeBlobChunk", b"")],
+    "handed over": [("storeBlobShared", A, NO_TID, RECORD, "a.tmp", 1)],
+}
+
+
+@pytest.mark.parametrize("messages", EMPTY.values(), ids=EMPTY)
+def test_what_has_no_content_counts_too(house: MemoryHouse, messages: list[tuple[Any, ...]]) -> None:
+    peer = house.peer()
+    peer.begin()
+    send(peer)
+    rounds = 0
+    while not peer.wire.stopped:
+        assert rounds <= limits.BLOB_QUEUE_BYTES // limits.BLOB_MESSAGE_BYTES
+        for name, *args in messages:
+            peer.one_way(name, *args)
+        rounds += 1
+    settle(house, peer)
+    assert not peer.wire.stopped
+    assert peer.session.uploads.queued_bytes == 0
+
+
 @pytest.mark.parametrize("chunks", [2, 20], ids=["at its end", "in the middle"])
 def test_a_full_disk_fails_the_vote_and_leaves_nothing(
     house: MemoryHouse, blob_dir: Path, chunks: int

@@ -655,7 +655,7 @@ def test_what_the_system_says_of_a_sync_of_everything_is_told(
     assert not disk.start_writeback(write, 0, 10)  # no file that is written back
     os.close(read)
     os.close(write)
-    monkeypatch.setattr(real, "_function", lambda *names: None)
+    monkeypatch.setattr(real.system, "function", lambda *names: None)
     fd = disk.open(root / "file")
     assert not disk.start_writeback(fd, 0, 10)
     disk.wait_for_writeback(fd, 0, 10)

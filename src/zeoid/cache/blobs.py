@@ -31,7 +31,7 @@ from typing import Final
 
 from ZODB import blob as zodb_blob
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.errors import ClientError, ConfigurationError, TimedOut
 
 log = logging.getLogger("zeoid.client")
@@ -119,6 +119,8 @@ class Part:
         #: Whether all of it is here.
         self.complete = False
         self.size_bytes = 0
+        #: So much of it is on its way to the disk.
+        self._begun_bytes = 0
         #: Never goes back, so that whoever waits can see that something comes.
         self.received_bytes = 0
         self._open = True
@@ -127,7 +129,8 @@ class Part:
         """Now it comes, from its beginning."""
         with self._lock:
             if self._open:
-                self.problem, self.complete, self.size_bytes = None, False, 0
+                self.problem, self.complete = None, False
+                self.size_bytes = self._begun_bytes = 0
                 try:
                     os.ftruncate(self._fd, 0)
                     os.lseek(self._fd, 0, os.SEEK_SET)
@@ -142,10 +145,19 @@ class Part:
                     rest = memoryview(data)
                     while rest:
                         rest = rest[os.write(self._fd, rest) :]
+                    self.size_bytes += len(data)
+                    self._begin_writeback()
                 except OSError as problem:
                     self.problem = problem
-                else:
-                    self.size_bytes += len(data)
+
+    def _begin_writeback(self) -> None:
+        """Left to itself, the system may put all of a large blob on the disk at once, for which all who wait
+        for this disk would wait: a server, say."""
+        step = limits.BLOB_WRITEBACK_BYTES
+        ready = self.size_bytes - self._begun_bytes
+        if ready >= step:
+            system.begin_writeback(self._fd, self._begun_bytes, ready)
+            self._begun_bytes = self.size_bytes
 
     def end(self) -> None:
         """All of it has come."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.addresses import DEFAULT_PORT, TcpAddress, parse_address
 from zeoid.config.serving import ServingOptions, read_configuration, storages_of_path
 from zeoid.errors import ConfigurationError
@@ -117,6 +117,7 @@ def options(arguments: argparse.Namespace) -> ServingOptions:
 def run(arguments: argparse.Namespace) -> int:
     given = options(arguments)
     _start_log(given, logging.WARNING if arguments.quiet else logging.INFO)
+    system.allow_more_files()
     engines = _open_all(given)
     server = StorageServer(
         engines,

@@ -275,9 +275,7 @@ class CachedBlobs(_Blobs):
             for left in reversed(range(limits.BLOB_DOWNLOADS)):
                 channel = self._connect(self._timeout_s)
                 try:
-                    if self.streams.lead_to(channel):
-                        self.streams.fetch(channel, oid, serial, part)
-                    else:
+                    if not self.streams.fetch(channel, oid, serial, part):
                         self._downloads.fetch(channel, oid, serial, part, self._timeout_s)
                     break
                 except TimedOut:

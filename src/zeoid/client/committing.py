@@ -205,9 +205,9 @@ class Extended(_Way):
         return self.id, self._beginning, self._operations
 
     def attach(self, oid: bytes, serial: bytes | None, data: bytes, file: BlobFile) -> None:
-        if self._streams is not None and self._streams.lead_to(self.channel):
-            self.sent = True
-            self.add((ATTACH, oid, None, self._streams.send(self.channel, self.id, file.path), None))
+        self.sent = True
+        if self._streams and (name := self._streams.send(self.channel, self.id, file.path)):
+            self.add((ATTACH, oid, None, name, None))
         else:
             super().attach(oid, serial, data, file)
 

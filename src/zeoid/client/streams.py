@@ -2,6 +2,8 @@
 
     a blob connection is   event                                        becomes
     –                      a blob is to travel, and none is idle        opened, with a token
+    opened                 the server closes it, or says nothing for    closed: for `BLOB_CONNECTION_AGAIN_S`
+                           `BLOB_CONNECTION_WAIT_S`                     blobs go as messages
     opened, idle           a request                                    busy
     busy                   the request is done, or answered by a fault  idle
     busy                   anything else ends the request               closed
@@ -13,6 +15,7 @@ again. Owns these sockets, and how long they are kept. Must not know transaction
 """
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -31,11 +34,16 @@ from zeoid.wire import streams as wire
 from zeoid.wire.codec import codec_for
 from zeoid.wire.streams import Get, Put
 
+log = logging.getLogger("zeoid.client")
 _monotonic = time.monotonic
 
 
 class _Unanswered(Disconnected):
     """The connection ended before the server answered."""
+
+
+class _NoneToBeHad(Exception):
+    """Too many are under way in the server, or something in between lets none through."""
 
 
 class _Line:
@@ -47,25 +55,29 @@ class _Line:
         self.idle = False
         self.idle_since_s = 0.0
         self._timeout_s = timeout_s
+        #: Nothing may take longer to move.
+        self._patience_s = timeout_s
         self._moved = moved
         self._sock: socket.socket | None = None
         self._closing = threading.Lock()
 
     def open(self) -> None:
-        """Disconnected, TimedOut or PeerError."""
+        """_NoneToBeHad, PeerError; Disconnected, TimedOut if the connection to the server is lost."""
         channel = self.channel
         token = channel.call("blob_token", (), self._timeout_s)
         if type(token) is not bytes or len(token) != wire.TOKEN_BYTES or channel.address is None:
             raise ServerError("the server gave no token for a blob connection")
+        self._patience_s = min(limits.BLOB_CONNECTION_WAIT_S, self._timeout_s)
         try:
-            sock = connect(channel.address, min(limits.CONNECT_TIMEOUT_S, self._timeout_s))
+            sock = connect(channel.address, self._patience_s)
             self._sock = sock
             sock.setblocking(False)
             codec_for(self._frame(wire.Incoming()))  # checks that it is a server; the coding is no matter
             self._send(wire.answer(token))
             wire.answer_to(self._frame(wire.Incoming()), wire.OK)
-        except OSError as problem:
-            raise self._lost(problem) from problem
+        except (OSError, Disconnected) as problem:
+            raise _NoneToBeHad(f"{channel.peer} takes up no blob connection: {problem}") from problem
+        self._patience_s = self._timeout_s
         self.idle = True
 
     def get(self, oid: bytes, serial: bytes, part: Part) -> None:
@@ -119,9 +131,9 @@ class _Line:
         assert self._sock is not None
         poll = select.poll()
         poll.register(self._sock, event)
-        if not poll.poll(self._timeout_s * 1000):
+        if not poll.poll(self._patience_s * 1000):
             raise TimedOut(
-                f"{self.channel.peer}: nothing moved on a blob connection for {self._timeout_s:g} s"
+                f"{self.channel.peer}: nothing moved on a blob connection for {self._patience_s:g} s"
             )
 
     def _receive_into(self, buffer: memoryview) -> int:
@@ -201,6 +213,11 @@ class _Line:
             self._sock.close()
 
 
+def _lead_to(channel: Channel) -> bool:
+    """Whether the server has them."""
+    return "blob_token" in channel.extensions and channel.address is not None
+
+
 class Streams:
     """The blob connections of a storage."""
 
@@ -215,17 +232,19 @@ class Streams:
         #: Idle longest first.
         self._idle: list[_Line] = []
         self._moves = 0
+        #: To a server that had none no new one is tried before that.
+        self._none_for: Channel | None = None
+        self._none_until_s = 0.0
         self._closer: threading.Thread | None = None
         self._closed = False
 
-    @staticmethod
-    def lead_to(channel: Channel) -> bool:
-        """Whether the server has them."""
-        return "blob_token" in channel.extensions and channel.address is not None
+    def fetch(self, channel: Channel, oid: bytes, serial: bytes, part: Part) -> bool:
+        """Have a blob in *part*, or the rest of it. False if there is no blob connection to be had.
 
-    def fetch(self, channel: Channel, oid: bytes, serial: bytes, part: Part) -> None:
-        """Have a blob in *part*, or the rest of it. POSKeyError and what else the server answers;
-        Disconnected, TimedOut when nothing moved."""
+        POSKeyError and what else the server answers; Disconnected, TimedOut when nothing moved.
+        """
+        if not _lead_to(channel):
+            return False
         if not part.size_bytes:
             part.begin()  # a file of long ago may be in it
             answer = channel.call("blob_load", (oid, serial, limits.BLOB_INLINE_BYTES), self._timeout_s)
@@ -237,14 +256,17 @@ class Streams:
                     raise ServerError("the server answered with what is no blob")
                 part.write(data)
                 part.end()
-                return
-        self._request(channel, lambda line: line.get(oid, serial, part))
+                return True
+        return self._request(channel, lambda line: line.get(oid, serial, part))
 
-    def send(self, channel: Channel, transaction: bytes, path: str) -> bytes:
-        """Send the file at *path* for a transaction, and by which name it is to be attached.
+    def send(self, channel: Channel, transaction: bytes, path: str) -> bytes | None:
+        """Send the file at *path* for a transaction, and by which name it is to be attached. None if there is
+        no blob connection to be had.
 
         Raises what the server answers; Disconnected, TimedOut; ClientError if the file can't be read.
         """
+        if not _lead_to(channel):
+            return None
         name = b""
 
         def put(line: _Line) -> None:
@@ -257,29 +279,40 @@ class Streams:
                 file = opened.enter_context(open(path, "rb", buffering=0))
             except OSError as problem:
                 raise ClientError(f"the blob {os.path.basename(path)} can't be read: {problem}") from problem
-            self._request(channel, put)
-        return name
+            return name if self._request(channel, put) else None
 
-    def _request(self, channel: Channel, make: Callable[[_Line], None]) -> None:
+    def _request(self, channel: Channel, make: Callable[[_Line], None]) -> bool:
+        """Whether there was a connection to make it on."""
         while True:
-            line, is_new = self._take(channel)
+            taken = self._take(channel)
+            if taken is None:
+                return False
+            line, is_new = taken
             try:
                 if is_new:
                     line.open()
                 make(line)
-                return
+                return True
             except _Unanswered:
                 if is_new:
                     # Its end may be that of the whole server: then whoever tries again is to know it.
                     channel.call("ping", (), self._timeout_s)
                     raise
+            except _NoneToBeHad as problem:
+                log.info("%s; its blobs go over the client's own connection", problem)
+                self._none_until_s = _monotonic() + limits.BLOB_CONNECTION_AGAIN_S
+                self._none_for = channel
+                return False
             except PeerError as problem:
                 raise Disconnected(f"{channel.peer}: {problem}") from problem
             finally:
                 self._give_back(line)
 
-    def _take(self, channel: Channel) -> tuple[_Line, bool]:
-        """An idle one, or one that is still to be opened; waits while there are too many."""
+    def _take(self, channel: Channel) -> tuple[_Line, bool] | None:
+        """An idle one, or one that is still to be opened; waits while there are too many.
+
+        None: the server took up none a moment ago.
+        """
         with self._freed:
             moves, moved_s = self._moves, _monotonic()
             while True:
@@ -292,6 +325,8 @@ class Streams:
                 self._idle = [line for line in self._idle if line.channel is channel]
                 if self._idle:
                     return self._idle.pop(), False
+                if self._none_for is channel and _monotonic() < self._none_until_s:
+                    return None
                 if len(self._lines) < limits.BLOB_CONNECTIONS:
                     line = _Line(channel, self._timeout_s, self._note_move)
                     self._lines.add(line)

@@ -14,14 +14,11 @@ import functools
 import os
 import stat
 from collections.abc import Callable
-from typing import Any
+
+from zeoid import system
 
 #: "Don't change the file's length", from linux/falloc.h.
 _KEEP_SIZE = 1
-#: "Begin to write", and "wait before and after", from linux/fs.h.
-_BEGIN, _BEGIN_AND_WAIT = 2, 7
-#: What a file system says that can't reserve, or can't write back a part of a file.
-_CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE)
 
 #: A path, as the system takes one.
 StrPath = str | os.PathLike[str]
@@ -106,24 +103,24 @@ class Disk:
 
     def sync_all(self, path: StrPath) -> None:
         """Make durable all that was written and named on the file system that *path* is on."""
-        syncfs = _function("syncfs")
+        syncfs = system.function("syncfs")
         if syncfs is None:
             getattr(os, "sync", int)()
             return
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         try:
-            _raise_unless_done(syncfs(fd))
+            system.raise_unless_done(syncfs(fd))
         finally:
             os.close(fd)
 
     def start_writeback(self, fd: int, start: int, length: int) -> bool:
         """Have the system begin to write these bytes to the disk. Only a `sync` makes them durable, which has
         less to do then. False: it can't be told to."""
-        return _write_back(fd, start, length, _BEGIN)
+        return system.begin_writeback(fd, start, length)
 
     def wait_for_writeback(self, fd: int, start: int, length: int) -> None:
         """Wait until it has, so that not too much is under way. An OSError is that of a failed `sync`."""
-        _write_back(fd, start, length, _BEGIN_AND_WAIT)
+        system.wait_for_writeback(fd, start, length)
 
     def forget_cached(self, fd: int, start: int, length: int) -> None:
         """Have the system give back the memory in which it keeps these bytes, as far as they are on the disk.
@@ -154,7 +151,7 @@ class Disk:
         problem = fallocate(fd, _KEEP_SIZE, start, length) if fallocate else errno.ENOSYS
         while problem == errno.EINTR and fallocate:
             problem = fallocate(fd, _KEEP_SIZE, start, length)
-        if problem in _CANNOT:
+        if problem in system.CANNOT:
             problem = 0 if self.free_bytes(fd) >= length else errno.ENOSPC
         if problem:
             raise OSError(problem, os.strerror(problem))
@@ -171,48 +168,13 @@ def _check_file_limit(size: int) -> None:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
-def _write_back(fd: int, start: int, length: int, flags: int) -> bool:
-    sync_file_range = _function("sync_file_range")
-    if sync_file_range is None:
-        return False
-    import ctypes
-
-    done = sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(length), ctypes.c_uint(flags))
-    if done and ctypes.get_errno() in _CANNOT:
-        return False
-    _raise_unless_done(done)
-    return True
-
-
-def _raise_unless_done(result: int) -> None:
-    if result:
-        import ctypes
-
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-@functools.cache
-def _function(*names: str) -> Any:
-    """The first of these functions that the system's library has, returning 0 or setting errno; else None."""
-    import ctypes
-
-    try:
-        library = ctypes.CDLL(None, use_errno=True)
-    except (OSError, TypeError):
-        return None
-    function = next((found for name in names if (found := getattr(library, name, None))), None)
-    if function is not None:
-        function.restype = ctypes.c_int
-    return function
-
-
 @functools.cache
 def _fallocate() -> _Fallocate | None:
     """The system's fallocate, returning an error number or 0; None where there is none."""
     import ctypes
 
     # By the first name its offsets have 64 bits everywhere; a library without it has 64 bits by the other.
-    function = _function("fallocate64", "fallocate")
+    function = system.function("fallocate64", "fallocate")
     if function is None:
         return None
     function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]

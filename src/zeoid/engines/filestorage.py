@@ -45,6 +45,7 @@ from zeoid.engines.packing import UNWATCHED, pack
 from zeoid.engines.preparing import Writing
 from zeoid.engines.records import DataFile
 from zeoid.engines.storage import StorageEngine
+from zeoid.errors import not_stored
 from zeoid.model import NO_TID, Operation, Revision, StagedBlob, TransactionInfo
 from zeoid.ports import BlobWriter, Commit, Outcomes, PackProgress, Prepared, TransactionRecord
 
@@ -251,7 +252,7 @@ class FileStorageEngine(StorageEngine):
         except BaseException as problem:
             blobs.discard([blob.name for blob in made], [blob.oid for blob in (*given, *made)])
             if isinstance(problem, OSError):
-                raise StorageError(f"a blob can't be stored: {problem.strerror or problem}") from None
+                raise not_stored(problem) from None
             raise
         blobs.discard([blob.name for blob in writing.superseded])
 

@@ -1,19 +1,24 @@
 """Opening a storage for a server, and saying in one line what went wrong if it can't be."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from zc.lockfile import LockError, LockFile
+from ZODB.blob import is_blob_record
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.FileStorage import FileStorageError
 from ZODB.interfaces import IMVCCStorage
 from ZODB.MappingStorage import MappingStorage
-from ZODB.POSException import POSError
+from ZODB.POSException import POSError, POSKeyError
+from ZODB.utils import p64, u64
 
+from zeoid import limits
 from zeoid.engines.appending import Appender, place_of
 from zeoid.engines.blob_layout import SUFFIX, find_layout, make_layout
 from zeoid.engines.blob_packing import remove_packed
@@ -31,8 +36,10 @@ from zeoid.engines.recovery import (
 )
 from zeoid.engines.storage import StorageEngine
 from zeoid.errors import ConfigurationError
-from zeoid.model import NO_TID
+from zeoid.model import MAX_TID, NO_TID
 from zeoid.ports import Outcomes
+
+log = logging.getLogger("zeoid.server")
 
 
 def open_filestorage(
@@ -205,9 +212,14 @@ def open_storage(
             (find_layout if read_only else make_layout)(blob_dir, disk)
         storage = opener()
         try:
-            if settled is None or type(storage) is not FileStorage:
-                return engine_of(storage, disk)
-            return _continue(storage, settled, disk)
+            is_ours = type(storage) is FileStorage
+            if settled is not None and is_ours:
+                engine: StorageEngine = _continue(storage, settled, disk)
+            else:
+                engine = engine_of(storage, disk)
+            if is_ours and not storage.blob_dir:
+                _warn_of_blobs(engine, storage)
+            return engine
         except BaseException:
             storage.close()
             raise
@@ -226,6 +238,31 @@ def open_storage(
         why = f"can't open {name}: {type(problem).__name__}: {problem}"
     # Not in the except clause: the error would keep what was half opened open.
     raise ConfigurationError(" ".join(why.split()))
+
+
+def _warn_of_blobs(engine: StorageEngine, storage: Any) -> None:
+    """Say so if it seems to have blobs, and isn't given their directory."""
+    for oid in dict.fromkeys(_sampled(engine, storage)):
+        with contextlib.suppress(POSKeyError):
+            revision = engine.load_before(oid, MAX_TID)
+            if revision is not None and is_blob_record(revision[0]):
+                log.warning(
+                    "%s has blobs, such as object %s, but no directory for them was given (--blob-dir, or "
+                    "blob-dir in a configuration): clients can neither read nor store any, and an undo or a "
+                    "pack leaves their files as they are",
+                    engine.name, oid.hex(),
+                )  # fmt: skip
+                return
+
+
+def _sampled(engine: StorageEngine, storage: Any) -> Iterator[bytes]:
+    """Objects that were written last, and some from all over the file."""
+    count = limits.BLOB_SAMPLE_RECORDS
+    written = (oid for _, oids in reversed(engine.last_invalidations(count)) for oid in oids)
+    yield from islice(written, count)
+    with contextlib.suppress(ValueError):  # there is none beyond
+        for number in range(count):
+            yield storage._index.minKey(p64(u64(storage._oid) * number // count))
 
 
 def _settle(data_file: Path, disk: Disk, blob_dir: str | None) -> Settled:

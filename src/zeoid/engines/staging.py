@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.engines.disk import Disk
 from zeoid.model import StagedBlob
 
@@ -42,7 +42,10 @@ class StagedFile:
         self._is_complete = False
         self._file = disk.open(path, create=True)
         try:
+            if system.is_scarce(self._file):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             if size_bytes:
+                self._check_room(size_bytes)  # before it is taken, if only for a moment, from transactions
                 disk.reserve(self._file, 0, size_bytes)
             self._check_room()
         except BaseException:
@@ -76,8 +79,8 @@ class StagedFile:
                 self._disk.sync(self._file)
             self._begun += step
 
-    def _check_room(self) -> None:
-        if self._disk.free_bytes(self._file) < limits.BLOB_FREE_BYTES:
+    def _check_room(self, more_bytes: int = 0) -> None:
+        if self._disk.free_bytes(self._file) < limits.BLOB_FREE_BYTES + more_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def complete(self) -> StagedBlob:

@@ -47,10 +47,13 @@ class Slow:
 
 @frozen
 class Read:
-    """Work for a thread; its result is the reply, unless one of *oids* was written meanwhile."""
+    """Work for a thread; its result is the reply, unless one of *oids* was written meanwhile.
+
+    Without oids it reads a blob, of which nothing is ever written again.
+    """
 
     work: Callable[[], Any]
-    oids: Sequence[bytes]
+    oids: Sequence[bytes] = ()
 
 
 @frozen
@@ -356,9 +359,9 @@ def blob_token(session: "Session") -> bytes:
     return session.open_blob_connection()
 
 
-def blob_load(session: "Session", oid: bytes, serial: bytes, most: int) -> Slow:
+def blob_load(session: "Session", oid: bytes, serial: bytes, most: int) -> Read:
     visible = session.hosted.visible
-    return Slow(lambda: _small_blob(visible.open_blob(oid, serial), min(most, limits.BLOB_INLINE_BYTES)))
+    return Read(lambda: _small_blob(visible.open_blob(oid, serial), min(most, limits.BLOB_INLINE_BYTES)))
 
 
 def _small_blob(file: BinaryIO, most_bytes: int) -> tuple[int, bytes | None]:

@@ -1,4 +1,4 @@
-"""The reads of one session that are done in threads, because the storage may have to wait.
+"""The reads of one session that are done in threads: where the storage may have to wait, and of small blobs.
 
 While a read is under way others may commit, and their invalidations are written before its reply. A revision
 that was overwritten meanwhile must not be told as the current one then: it is read again. Owns how many reads
@@ -32,12 +32,13 @@ class Reads:
         return self._under_way >= self._most
 
     def begin(self, hosted: Hosted, read: Read, call: Any, tries: int = 1) -> None:
-        self._under_way += len(read.oids)
+        weight = max(1, len(read.oids))
+        self._under_way += weight
         seen = hosted.visible.tid
 
         def done(value: Any, problem: BaseException | None) -> None:
             was_full = self.full
-            self._under_way -= len(read.oids)
+            self._under_way -= weight
             overtaken = None if problem is not None else hosted.changed_since(seen, read.oids)
             if overtaken is not None:
                 if tries < limits.READ_TRIES:
@@ -51,4 +52,5 @@ class Reads:
             else:
                 self._ended(call, value, StorageError(repr(problem)), was_full)
 
-        hosted.run_reading(read.work, done)
+        run = hosted.run_reading if read.oids else hosted.run_with_blobs
+        run(read.work, done)

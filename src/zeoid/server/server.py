@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
@@ -56,6 +56,9 @@ class _Transport(asyncio.Protocol):
         self._writable = True
         transport.set_write_buffer_limits(high=limits.BLOB_OUTPUT_BYTES, low=limits.BLOB_OUTPUT_BYTES // 4)
         sock = transport.get_extra_info("socket")
+        if sock is not None and self._server.refuses(sock.fileno()):
+            self.abort()
+            return
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -216,6 +219,7 @@ class StorageServer:
         self._stop_asked = False
         self._failure = ""
         self._closed = False
+        self._refusing = False
         self.storages: dict[str, Hosted] = {}
         for name, engine in storages.items():
             if resolve_conflicts:
@@ -283,6 +287,14 @@ class StorageServer:
     def _connection(self) -> _Transport:
         return _Transport(self)
 
+    def refuses(self, fd: int) -> bool:
+        """Whether a connection can't be served, because of what is open already."""
+        refuses = system.is_scarce(fd)
+        if refuses and not self._refusing:
+            log.warning("no more connections are taken: too many files and sockets are open (`ulimit -n`)")
+        self._refusing = refuses
+        return refuses
+
     # Running --------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -340,8 +352,9 @@ class StorageServer:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
-        # The loop goes on meanwhile: a pack may wait for a transaction that has yet to be abandoned.
-        while any(hosted.packing or hosted.busy for hosted in self.storages.values()):
+        # The loop goes on meanwhile: a pack may wait for a transaction that has yet to be abandoned, and the
+        # thread of a blob connection for its session to end, or for the loop to turn.
+        while self.connections or self.streams.busy or any(map(_is_busy, self.storages.values())):
             await asyncio.sleep(0.01)
         self._closed = True
         for thread in self._threads:
@@ -386,6 +399,10 @@ class StorageServer:
                 done(value, problem)
 
         thread.submit(run)
+
+
+def _is_busy(hosted: Hosted) -> bool:
+    return hosted.packing or hosted.busy
 
 
 class StorageFailure(Exception):

@@ -17,6 +17,7 @@ import threading
 from ZODB.POSException import StorageError, StorageTransactionError
 
 from zeoid import limits
+from zeoid.errors import not_stored
 from zeoid.model import StagedBlob
 from zeoid.ports import BlobWriter, Engine
 
@@ -102,7 +103,7 @@ class Staged:
 class Arrival:
     """One blob that is arriving, in a thread. Whoever makes one owes `end`.
 
-    StorageError from everything but `end`, if the blob can't be kept.
+    StorageError from everything but `end`, if the blob can't be stored.
     """
 
     def __init__(self, staged: Staged, engine: Engine, id: bytes, name: bytes, size_bytes: int) -> None:
@@ -113,23 +114,22 @@ class Arrival:
         except BaseException as problem:
             staged.give_up(id, name)
             if isinstance(problem, OSError):
-                raise _unkept(problem, size_bytes) from None
+                raise not_stored(problem) from None
             raise
-        self._size_bytes = size_bytes
         self._complete = False
 
     def write(self, data: memoryview) -> None:
         try:
             self._writer.write(data)
         except OSError as problem:
-            raise _unkept(problem, self._size_bytes) from None
+            raise not_stored(problem) from None
 
     def complete(self) -> None:
         """Have it durable, and there to be attached."""
         try:
             blob = self._writer.complete()
         except OSError as problem:
-            raise _unkept(problem, self._size_bytes) from None
+            raise not_stored(problem) from None
         self._complete = True
         if not self._staged.complete(self._id, self._name, blob):
             self._engine.discard_blobs((blob,))
@@ -140,7 +140,3 @@ class Arrival:
         if not self._complete:
             self._writer.abandon()
             self._staged.give_up(self._id, self._name)
-
-
-def _unkept(problem: OSError, size_bytes: int) -> StorageError:
-    return StorageError(f"a blob of {size_bytes:,} bytes can't be kept: {problem.strerror or problem}")

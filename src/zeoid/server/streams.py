@@ -124,14 +124,19 @@ class Streams:
             longest.shut()
         self._submit(stream.run)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are any that have not ended."""
+        return self._count > 0
+
     def end(self, grant: Grant) -> None:
         """The session is over, and with it its blob connections and what nobody attached."""
         self._tokens = {token: given for token, given in self._tokens.items() if given[0] is not grant}
-        grant.hosted.discard(grant.staged.close())
         with self._lock:
             streams = list(self._of.get(grant, ()))
-        for stream in streams:
+        for stream in streams:  # first, so that none says that a transaction is over: it is to be tried again
             stream.shut()
+        grant.hosted.discard(grant.staged.close())
 
     # What streams say ---------------------------------------------------------------------------------
 
@@ -313,7 +318,7 @@ class Stream:
                 except _TOLD as failure:
                     problem = failure
             elif (discard_bytes := discard_bytes - len(piece)) < 0:
-                raise OSError(f"too much comes of a blob that can't be kept: {problem}")
+                raise OSError(f"too much comes of a blob that can't be stored: {problem}")
         if problem is None and arrival is not None:
             try:
                 arrival.complete()

@@ -19,10 +19,10 @@ Owns what has arrived and is no transaction's yet. Must not know how messages ar
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
-from ZODB.POSException import POSError, ReadOnlyError, StorageError, StorageTransactionError
+from ZODB.POSException import POSError, ReadOnlyError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.errors import InvalidCall
+from zeoid.errors import InvalidCall, not_stored
 from zeoid.model import AttachBlob, Restore, StagedBlob, Store
 from zeoid.ports import BlobWriter
 from zeoid.server.hosted import Hosted
@@ -44,7 +44,7 @@ class Uploads:
         #: For each transaction those that are ENDED, and what waits for them.
         self._ended: dict[Hashable, list[_Upload]] = {}
         self._held: dict[Hashable, Callable[[], None]] = {}
-        #: What has come and is not written yet.
+        #: What has come and is not written yet; each message counts for something, too.
         self.queued_bytes = 0
         self._full = False
 
@@ -61,9 +61,7 @@ class Uploads:
         if self._open is None:
             raise InvalidCall("storeBlobChunk: no blob was begun")
         self._open.add(data)
-        if self.queued_bytes > limits.BLOB_QUEUE_BYTES:
-            self._full = True
-            self._stop_reading()  # again, if somebody else has read on meanwhile
+        self._stop_if_full()
 
     def end(self, record: Store, id: Hashable) -> None:
         """The open one is the object's whose record this is."""
@@ -77,6 +75,7 @@ class Uploads:
             raise
         self._follow(upload, record.oid, id)
         upload.end()
+        self._stop_if_full()
 
     def take(self, record: Store, filename: str, id: Hashable) -> None:
         """The object's blob is in the directory that the client shares."""
@@ -87,6 +86,7 @@ class Uploads:
         upload = _Upload(self, hosted)
         self._follow(upload, record.oid, id)
         upload.take(lambda: hosted.engine.take_shared_blob(record.oid, filename))
+        self._stop_if_full()
 
     def before_vote(self, id: Hashable, vote: Callable[[], None]) -> None:
         """Call *vote* when all blobs of the transaction have joined it, or have broken it."""
@@ -112,6 +112,11 @@ class Uploads:
             self.forget(id)
 
     # ------------------------------------------------------------------------------------------------
+
+    def _stop_if_full(self) -> None:
+        if self.queued_bytes > limits.BLOB_QUEUE_BYTES:
+            self._full = True
+            self._stop_reading()  # again, if somebody else has read on meanwhile
 
     def _note(self, record: Store, id: Hashable) -> None:
         """Stock clients have sent it already, as any other record."""
@@ -167,6 +172,7 @@ class _Upload:
         self._hosted = hosted
         self._writer: BlobWriter | None = None
         self._pieces: list[bytes] = []
+        #: What they count for.
         self._pieces_bytes = 0
         #: Why nothing will come of it.
         self.problem: POSError | None = None
@@ -177,24 +183,29 @@ class _Upload:
         self._in_thread = False
 
     def add(self, data: bytes) -> None:
-        if self.problem is not None:
-            return
-        self._pieces.append(data)
-        self._pieces_bytes += len(data)
-        self._uploads.queued_bytes += len(data)
-        self._go_on()
+        if self.problem is None:
+            self._queue(data)
 
     def end(self) -> None:
         self._is_ended = True
         if self.problem is not None:
             self._uploads.written(self, None)
         else:
-            self._go_on()
+            self._queue(b"")
 
     def take(self, work: Callable[[], StagedBlob]) -> None:
         """It comes from elsewhere, whole."""
         self._is_ended = True
-        self._run(work, 0)
+        self._uploads.queued_bytes += limits.BLOB_MESSAGE_BYTES
+        self._run(work, limits.BLOB_MESSAGE_BYTES)
+
+    def _queue(self, data: bytes) -> None:
+        if data:
+            self._pieces.append(data)
+        size_bytes = len(data) + limits.BLOB_MESSAGE_BYTES
+        self._pieces_bytes += size_bytes
+        self._uploads.queued_bytes += size_bytes
+        self._go_on()
 
     def abandon(self) -> None:
         self._is_abandoned = True
@@ -237,7 +248,7 @@ class _Upload:
             if problem is not None or blob is not None:
                 self._writer = None
             if problem is not None:
-                self.problem = _told(problem)
+                self.problem = problem if isinstance(problem, POSError) else not_stored(problem)
             if self._is_abandoned and blob is not None:
                 self._hosted.discard([blob])
                 blob = None
@@ -248,11 +259,3 @@ class _Upload:
             self._uploads.written(self, blob)
 
         self._hosted.run_with_blobs(guarded, done)
-
-
-def _told(problem: BaseException) -> POSError:
-    """As its client is told at the vote."""
-    if isinstance(problem, POSError):
-        return problem
-    why = (isinstance(problem, OSError) and problem.strerror) or repr(problem)
-    return StorageError(f"a blob can't be stored: {why}")

@@ -9,9 +9,9 @@ from binascii import Error as Base64Error
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-from ZODB.POSException import POSKeyError
+from ZODB.POSException import POSKeyError, StorageError
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.model import MAX_TID, Revision, tid_after
 from zeoid.ports import Engine, TransactionRecord
 
@@ -64,7 +64,11 @@ class Visible:
     def open_blob(self, oid: bytes, serial: bytes) -> BinaryIO:
         if serial > self._tid:
             raise POSKeyError(oid)
-        return self._engine.open_blob(oid, serial)
+        file = self._engine.open_blob(oid, serial)
+        if system.is_scarce(file.fileno()):
+            file.close()
+            raise StorageError("the server has too many open files")
+        return file
 
     def current_tid(self, oid: bytes) -> bytes:
         try:
