@@ -51,6 +51,22 @@ class Peer:
         """Return when all is in the client's cache."""
         raise NotImplementedError
 
+    def client_with_cache(self, address: str, caches: Path, size_bytes: int) -> Any:
+        """A new client whose cache is in this directory, and stays there."""
+        raise NotImplementedError
+
+    def put_into_cache(self, storage: Any, oid: bytes, tid: bytes, data: bytes) -> None:
+        """Have a current revision in the client's cache, whatever the server has."""
+        raise NotImplementedError
+
+    def cached(self, storage: Any) -> int:
+        """How many current revisions are in the client's cache."""
+        raise NotImplementedError
+
+    def waiting(self, storage: Any) -> bool:
+        """Whether the client has something in its memory that is to go to the cache."""
+        return False
+
     def stop(self) -> None:
         """Stop the server, if there is one. The process is gone afterwards."""
         if self.server is not None:
@@ -128,6 +144,22 @@ class SharedZeoid(Zeoid):
         weakref.finalize(storage, shutil.rmtree, folder, ignore_errors=True)
         return storage
 
+    def client_with_cache(self, address: str, caches: Path, size_bytes: int) -> Any:
+        from zeoid import ClientStorage
+
+        return ClientStorage(
+            address, wait_timeout=CONNECT_TIMEOUT_S, cache_dir=caches, cache_size_bytes=size_bytes
+        )
+
+    def put_into_cache(self, storage: Any, oid: bytes, tid: bytes, data: bytes) -> None:
+        storage._view.cache.store(oid, tid, None, data)
+
+    def cached(self, storage: Any) -> int:
+        return int(storage._view.cache._environment.records.count()[0])
+
+    def waiting(self, storage: Any) -> bool:
+        return bool(storage.cache_statistics()["waiting"])
+
 
 class ZEO(Peer):
     """ZEO as it comes: runzeo and its ClientStorage, both with uvloop where installed, and with msgpack."""
@@ -161,6 +193,21 @@ class ZEO(Peer):
             storage.close()
             raise PeerError("ZEO did not agree on msgpack")
         return storage
+
+    def client_with_cache(self, address: str, caches: Path, size_bytes: int) -> Any:
+        from ZEO.ClientStorage import ClientStorage
+
+        host, _, port = address.rpartition(":")
+        return ClientStorage(
+            (host, int(port)), wait_timeout=CONNECT_TIMEOUT_S, client="bench", var=str(caches),
+            cache_size=size_bytes,
+        )  # fmt: skip
+
+    def put_into_cache(self, storage: Any, oid: bytes, tid: bytes, data: bytes) -> None:
+        storage._cache.store(oid, tid, None, data)
+
+    def cached(self, storage: Any) -> int:
+        return len(storage._cache)
 
     def prefetch(self, storage: Any, oids: list[bytes], before: bytes) -> None:
         # ClientStorage.prefetch starts this and returns at once; only the future knows when it is done.
