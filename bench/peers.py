@@ -155,7 +155,7 @@ class SharedZeoid(Zeoid):
         storage._view.cache.store(oid, tid, None, data)
 
     def cached(self, storage: Any) -> int:
-        return int(storage._view.cache._environment.records.count()[0])
+        return int(storage._view.cache._here[0].records.count()[0])
 
     def waiting(self, storage: Any) -> bool:
         return bool(storage.cache_statistics()["waiting"])

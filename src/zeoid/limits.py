@@ -182,7 +182,7 @@ PREFETCH_WINDOW: Final = 500
 CACHE_BYTES: Final = 20 * 1024 * 1024
 #: A cache that the processes of a host share, and the least that it can be.
 SHARED_CACHE_BYTES: Final = 256 * 1024 * 1024
-SHARED_CACHE_LEAST_BYTES: Final = 1024 * 1024
+SHARED_CACHE_LEAST_BYTES: Final = 4 * 1024 * 1024
 #: Of its file, each of two generations may take so much. What is left is for changing it.
 SHARED_CACHE_GENERATION_PERCENT: Final = 42
 #: A record that is larger than one such part of the file is not kept, nor is more written at once.
@@ -200,8 +200,10 @@ SHARED_CACHE_LOCK_S: Final = 1.0
 SHARED_CACHE_OPEN_S: Final = 2.0
 #: The lock is tried this often.
 SHARED_CACHE_LOCK_POLL_S: Final = 0.0005
-#: A process opens a cache so often, and does without it after that.
+#: A process opens a cache so often, and does without it after that …
 SHARED_CACHE_TRIES: Final = 4
+#: … unless it went well for so long.
+SHARED_CACHE_TRIES_S: Final = 600.0
 #: Threads of a process that read from it at the same moment; more find nothing …
 SHARED_CACHE_READS_AT_ONCE: Final = 8
 #: … and places for all processes' threads.

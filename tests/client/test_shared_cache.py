@@ -208,8 +208,8 @@ def test_a_restored_database_that_has_gone_on(peers: Peers, cache_dir: Path, cap
     two.close()
 
 
-@pytest.mark.parametrize("size_bytes", [1, 1024**2 - 1])
+@pytest.mark.parametrize("size_bytes", [1, 4 * 1024**2 - 1])
 def test_a_shared_cache_has_a_least_size(cache_dir: Path, size_bytes: int) -> None:
-    with pytest.raises(zeoid.errors.ConfigurationError, match="1,048,576 at least"):
+    with pytest.raises(zeoid.errors.ConfigurationError, match="4,194,304 at least"):
         zeoid.ClientStorage(("127.0.0.1", 1), cache_dir=cache_dir, cache_size_bytes=size_bytes, wait=False)
     assert not cache_dir.exists()

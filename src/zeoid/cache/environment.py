@@ -3,8 +3,9 @@
 `cache_dir` belongs to one user and holds, for each storage and the addresses of its servers (the *key*),
 
     <key>.lock                 whoever makes, joins or removes an environment has this, with a deadline
+    .new-…, .gone-…            one that is not whole yet, or not any more
     <key>-<boot>-<namespace>/  one environment, for the processes of one boot and one pid namespace
-        about.json             version, key, size; never changes
+        about.json             version, key, size, identity; never changes
         data.mdb, lock.mdb     LMDB's; data.mdb has its full length from the beginning
         users                  whoever uses the environment has this shared
         write                  whoever writes has this, with a deadline
@@ -14,7 +15,7 @@
     an environment that is sound                                 joined
     one that is not (version, key, length, LMDB's own checks)    removed and made anew, unless others use it
     one of this boot, another namespace, and nobody uses it      taken over, if there is none of ours
-    another one that nobody uses                                 removed
+    another one that nobody uses, or what was left of one        removed
     one that others use                                          left alone
     not a directory of ours that only we can read                refused (`Unusable`)
 
@@ -28,6 +29,8 @@ Invariants:
 
 An LMDB environment that is never synced survives the death of any process that writes to it, but not that of
 the machine: hence the boot. Source: LMDB's documentation (lmdb.h, "Caveats" and "Restrictions").
+
+Long because the table above is one thing, and each of its rows is a few lines.
 """
 
 import contextlib
@@ -65,6 +68,8 @@ class Unusable(Exception):
 class Environment:
     """One that is open. Made by `join`; whoever has one owes `leave`."""
 
+    records: Records
+
     def __init__(self, path: Path, size_bytes: int) -> None:
         """Open what is there, ours, and sound as far as can be seen from outside. lmdb.Error, OSError."""
         self.path = path
@@ -81,16 +86,20 @@ class Environment:
                 raise TimeoutError
             self._write_file = open_file(path / _WRITE)
             opened.callback(os.close, self._write_file)
+            #: No other one has it, on this disk or any.
             self.identity = _identity(path)
             self._open()
             self._files = opened.pop_all()
 
-    def _open(self) -> None:
+    def _open(self, *, again: bool = False) -> None:
         with self._file_lock(limits.SHARED_CACHE_OPEN_S):
             env = _open_lmdb(self.path, self.size_bytes)
             try:
                 env.reader_check()
-                records = Records(env, create=False)
+                if again:
+                    self.records.attach(env)  # the same ones: who waits for them finds them
+                else:
+                    self.records = Records(env, create=False)
                 # So many are kept for those who read.
                 for txn in [env.begin() for _ in range(limits.SHARED_CACHE_READS_AT_ONCE)]:
                     txn.abort()
@@ -98,8 +107,8 @@ class Environment:
                 env.close()
                 raise
         self._env = env
-        self.records = records
         self._is_open = True
+        self.records.begin_reading()
 
     @contextlib.contextmanager
     def writing(self, timeout_s: float) -> Iterator[tuple[lmdb.Transaction, State]]:
@@ -112,13 +121,9 @@ class Environment:
             yield txn, state
             self.records.write_state(txn, state)
 
-    def clear_dead_readers(self, timeout_s: float) -> None:
-        """Let the room be used again that a process held on to which was killed while it read.
-
-        TimeoutError, lmdb.Error.
-        """
-        with self._write_lock(timeout_s):
-            self._env.reader_check()
+    def clear_dead_readers(self) -> None:
+        """Let room be used that a process held on to which was killed while it read. Within `writing`."""
+        self._env.reader_check()
 
     @contextlib.contextmanager
     def _write_lock(self, timeout_s: float) -> Iterator[None]:
@@ -126,6 +131,8 @@ class Environment:
         if not self._thread_lock.acquire(timeout=timeout_s):
             raise TimeoutError
         try:
+            if not self._is_open:
+                raise lmdb.Error("it is closed")
             with self._file_lock(deadline_s - time.monotonic()):
                 yield
         finally:
@@ -143,9 +150,12 @@ class Environment:
     # What the registry does -----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Wait for those who read, and close it; they find nothing any more."""
-        self._close_lmdb()
-        self._files.close()
+        """Wait for those who read and write, and close it. If that takes for ever it stays open, and used."""
+        if self._thread_lock.acquire(timeout=limits.SHARED_CACHE_OPEN_S):
+            self._close_lmdb()
+            if not self._is_open:
+                self._files.close()
+            self._thread_lock.release()
 
     def _close_lmdb(self) -> None:
         if self._is_open:
@@ -165,7 +175,7 @@ class Environment:
         """After `pause`. If it can't be opened again, whoever writes to it finds that out."""
         try:
             if not self._is_open:
-                self._open()
+                self._open(again=True)
         except (OSError, lmdb.Error) as problem:
             log.warning("%s: can't be opened again after a fork: %s", self.path, problem)
         finally:
@@ -193,7 +203,7 @@ def join(cache_dir: str | os.PathLike[str], key: str, size_bytes: int) -> Enviro
             path = directory / f"{_name(key)}-{_boot()}-{_namespace()}"
             environment = _joined.get(path)
             if environment is None:
-                with _key_lock(directory, key):
+                with _key_lock(path):
                     environment = _joined[path] = _make_or_open(directory, path, key, size_bytes)
                 _all.add(environment)
             environment.joined += 1
@@ -224,7 +234,7 @@ def set_aside(environment: Environment) -> None:
         if _joined.get(environment.path) is environment:
             del _joined[environment.path]
         # If the lock can't be had, whoever has it is making another one, or stopped.
-        with contextlib.suppress(OSError), _key_lock(environment.path.parent, _key_of(environment.path)):
+        with contextlib.suppress(OSError, ValueError), _key_lock(environment.path):
             if _identity(environment.path) == environment.identity:
                 _remove(environment.path)
 
@@ -237,18 +247,19 @@ def clear(cache_dir: str | os.PathLike[str]) -> list[Path]:
     directory = Path(os.path.abspath(cache_dir))
     found = environments(directory)
     for path in found:
-        with _key_lock(directory, _key_of(path)):
+        with _key_lock(path):
             _remove(path)
     return found
 
 
 def environments(cache_dir: Path) -> list[Path]:
     """The directories of environments in a cache directory. OSError."""
-    return sorted(path for path in cache_dir.iterdir() if (path / _ABOUT).is_file())
+    found = [path for path in cache_dir.iterdir() if not path.name.startswith(".")]
+    return sorted(path for path in found if (path / _ABOUT).is_file())
 
 
 def about(path: Path) -> dict[str, object]:
-    """What an environment's directory says of itself: version, key, size_bytes. OSError, ValueError."""
+    """What an environment's directory says of itself, see above. OSError, ValueError."""
     said = json.loads((path / _ABOUT).read_text("utf-8"))
     if not isinstance(said, dict):
         raise ValueError("it says nothing of itself")
@@ -262,11 +273,11 @@ def look_into(path: Path) -> contextlib.AbstractContextManager[Environment]:
     def opened() -> Iterator[Environment]:
         if path.name.split("-")[-2:] != [_boot(), _namespace()]:
             raise Unusable("it is of another boot of the machine, or of another container")
-        if reason := _fault(path, _key_of(path)):
+        if reason := _fault(path):
             raise Unusable(reason)
         try:
             environment = Environment(path, _size(path))
-        except (OSError, lmdb.Error) as problem:
+        except (OSError, ValueError, lmdb.Error) as problem:
             raise Unusable(str(problem) or "another process has its lock") from None
         try:
             yield environment
@@ -297,6 +308,8 @@ def _look_at_directory(directory: Path) -> None:
 
 
 def _make_or_open(directory: Path, path: Path, key: str, size_bytes: int) -> Environment:
+    for left in directory.glob(f".*-{_name(key)}-*"):
+        shutil.rmtree(left, ignore_errors=True)  # whoever made or removed it was killed
     for other in sorted(directory.glob(f"{_name(key)}-*")):
         if other != path:
             _take_over_or_remove(other, path)
@@ -305,7 +318,7 @@ def _make_or_open(directory: Path, path: Path, key: str, size_bytes: int) -> Env
         if not reason:
             try:
                 return Environment(path, _size(path))
-            except lmdb.Error as problem:
+            except (lmdb.Error, ValueError) as problem:
                 reason = str(problem)
         if is_used(path):
             raise Unusable(f"{path}: {reason}; other processes use it")
@@ -315,7 +328,7 @@ def _make_or_open(directory: Path, path: Path, key: str, size_bytes: int) -> Env
     return Environment(path, size_bytes)
 
 
-def _fault(path: Path, key: str) -> str:
+def _fault(path: Path, key: str | None = None) -> str:
     """What is wrong with the environment, as far as can be seen from outside."""
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or stat.S_IMODE(found.st_mode) != 0o700:
@@ -326,7 +339,7 @@ def _fault(path: Path, key: str) -> str:
         return "it does not say what it is"
     if said.get("version") != VERSION:
         return f"it is of version {said.get('version')!r}, not {VERSION}"
-    if said.get("key") != key:
+    if key is not None and said.get("key") != key:
         return "it is another storage's"
     try:
         length = (path / _DATA).stat().st_size
@@ -338,10 +351,11 @@ def _fault(path: Path, key: str) -> str:
 
 
 def _make(path: Path, key: str, size_bytes: int) -> None:
-    new = path.with_name(f".new-{secrets.token_hex(8)}")
+    new = path.with_name(f".new-{path.name}")
     try:
         new.mkdir(mode=0o700)
-        said = {"version": VERSION, "key": key, "size_bytes": size_bytes}
+        said = {"version": VERSION, "key": key, "size_bytes": size_bytes, "identity": secrets.token_hex(16)}
+        (new / _ABOUT).touch(mode=0o600)
         (new / _ABOUT).write_text(json.dumps(said), "utf-8")
         env = _open_lmdb(new, size_bytes)
         try:
@@ -382,7 +396,7 @@ def _take_over_or_remove(other: Path, path: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Remove an environment, and first of all its name."""
-    gone = path.with_name(f".gone-{secrets.token_hex(8)}")
+    gone = path.with_name(f".gone-{path.name}-{secrets.token_hex(8)}")
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
@@ -391,18 +405,15 @@ def _size(path: Path) -> int:
     return (path / _DATA).stat().st_size
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = (path / _DATA).stat()
-    return found.st_dev, found.st_ino
+def _identity(path: Path) -> str:
+    """OSError, ValueError."""
+    if isinstance(said := about(path).get("identity"), str):
+        return said
+    raise ValueError("it has no identity")
 
 
 def _name(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-def _key_of(path: Path) -> str:
-    said = about(path).get("key")
-    return said if isinstance(said, str) else ""
 
 
 @functools.cache
@@ -426,9 +437,9 @@ def _namespace() -> str:
 
 
 @contextlib.contextmanager
-def _key_lock(directory: Path, key: str) -> Iterator[None]:
-    """TimeoutError if another process has it for too long."""
-    file = open_file(directory / f"{_name(key)}.lock")
+def _key_lock(path: Path) -> Iterator[None]:
+    """The lock of an environment's key. TimeoutError if another process has it for too long."""
+    file = open_file(path.with_name(f"{path.name.partition('-')[0]}.lock"))
     try:
         if not lock(file, shared=False, timeout_s=limits.SHARED_CACHE_OPEN_S):
             raise TimeoutError

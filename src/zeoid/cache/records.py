@@ -1,7 +1,7 @@
 """What the shared object cache keeps in its LMDB environment, and what can be done with it in a transaction.
 
     sub-database            key         value
-    `state`                 `state`     see `State`
+    `state`                 `state`     see `State`, check
     `current0`, `current1`  oid         start, epoch, data, check: a revision that nobody has overwritten yet
     `past0`, `past1`        oid, end    start, data, check: one that was overwritten at *end*
 
@@ -12,8 +12,8 @@ Invariants, which every method that changes something keeps:
  3. Each of an object's revisions is in one of the two generations. New ones, and those that were used, go to
     the young one; when that is full the old one is emptied, and becomes the young one.
 
-The check is a CRC-32 of what stands before it. What fails it is not there. Owns the layout and nothing else:
-who may do what is `shared`'s business, the files are `environment`'s.
+The check is a CRC-32 of what stands before it. What fails it is not there; a state that fails it is an error.
+Owns the layout and nothing else: who may do what is `shared`'s business, the files are `environment`'s.
 """
 
 import time
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import Struct
+from struct import error as StructError
 from typing import Any, Final
 from zlib import crc32
 
@@ -66,19 +67,26 @@ class Records:
 
     def __init__(self, env: lmdb.Environment, *, create: bool) -> None:
         """lmdb.Error if they are not there, or can't be made."""
-        self._begin = env.begin
-        self._state, *others = (env.open_db(name, create=create) for name in _DATABASES)
-        self._current = others[:2]
-        self._past = others[2:]
-        self._page_bytes: int = env.stat()["psize"]
         #: Whoever reads takes one out, for as long as that takes; whoever finds none finds nothing.
-        self._turns = [object()] * limits.SHARED_CACHE_READS_AT_ONCE
+        self._turns: list[object] = []
+        self.attach(env, create=create)
         #: The young generation as last heard: only speed depends on it.
         self.young = 0
         #: Objects that were found in the old generation since somebody took this.
         self.used: set[bytes] = set()
 
+    def attach(self, env: lmdb.Environment, *, create: bool = False) -> None:
+        """Be in *env*, to begin with or after `end_reading`. lmdb.Error."""
+        self._begin = env.begin
+        self._state, *others = (env.open_db(name, create=create) for name in _DATABASES)
+        self._current = others[:2]
+        self._past = others[2:]
+        self._page_bytes: int = env.stat()["psize"]
+
     # Reading --------------------------------------------------------------------------------------
+
+    def begin_reading(self) -> None:
+        self._turns.extend([object()] * limits.SHARED_CACHE_READS_AT_ONCE)
 
     def find(self, oid: bytes, tid: bytes, current: bool, epoch: int) -> Revision | None:
         """The newest revision of *oid* before *tid*, if it is known. One that is current will do only if
@@ -105,6 +113,8 @@ class Records:
                         return None
                     return value[_CURRENT_BYTES:-_CHECK_BYTES], start, None
             return self._find_past(txn, oid, tid)
+        except StructError:  # too short: damaged
+            return None
         finally:
             txn.abort()
             self._turns.append(turn)
@@ -144,17 +154,22 @@ class Records:
     def end_reading(self, timeout_s: float) -> None:
         """Have nobody begin to read any more, and wait for those who do. TimeoutError if they don't end."""
         deadline_s = time.monotonic() + timeout_s
-        for _ in range(limits.SHARED_CACHE_READS_AT_ONCE):
-            self._next_turn(deadline_s)
+        taken: list[object] = []
+        try:
+            for _ in range(limits.SHARED_CACHE_READS_AT_ONCE):
+                taken.append(self._next_turn(deadline_s))
+        except BaseException:
+            self._turns.extend(taken)
+            raise
 
     def look(self) -> State:
-        """The state at this moment. lmdb.Error; TimeoutError if many threads read all the time."""
+        """The state at this moment. lmdb.Error; TimeoutError if there is no turn for too long."""
         with self._reading() as txn:
             return self.state(txn)
 
     def state(self, txn: lmdb.Transaction) -> State:
         found: Any = txn.get(_STATE, None, self._state)
-        state = State(*_STATE_LAYOUT.unpack(found)) if found is not None else State()
+        state = State() if found is None else _state_of(found)
         self.young = state.young
         return state
 
@@ -185,7 +200,7 @@ class Records:
 
     def write_state(self, txn: lmdb.Transaction, state: State) -> None:
         packed = _STATE_LAYOUT.pack(state.applied, state.epoch, state.witness, state.young, state.evicted)
-        txn.put(_STATE, packed, db=self._state)
+        txn.put(_STATE, _checked(packed), db=self._state)
         self.young = state.young
 
     def put_current(self, txn: lmdb.Transaction, state: State, oid: bytes, start: bytes, data: bytes) -> None:
@@ -202,10 +217,10 @@ class Records:
         """What is current of *oid* was overwritten by *tid*."""
         for database in self._current:
             value: Any = txn.pop(oid, db=database)
-            if value is None:
+            if value is None or crc32(value) != _SOUND:
                 continue
             start, epoch = _unpack_current(value)
-            if crc32(value) == _SOUND and epoch == state.epoch and start < tid:
+            if epoch == state.epoch and start < tid:
                 self.put_past(txn, state, oid, start, tid, value[_CURRENT_BYTES:-_CHECK_BYTES])
 
     def forget(self, txn: lmdb.Transaction, oid: bytes) -> None:
@@ -213,11 +228,12 @@ class Records:
         for database in self._current:
             txn.delete(oid, db=database)
 
-    def promote(self, txn: lmdb.Transaction, state: State, oid: bytes) -> None:
-        """Have what is current of *oid* in the young generation."""
+    def promote(self, txn: lmdb.Transaction, state: State, oid: bytes) -> int:
+        """Have what is current of *oid* in the young generation; how many bytes that moved."""
         value: Any = txn.pop(oid, db=self._current[1 - state.young])
-        if value is not None and _unpack_current(value)[1] == state.epoch:
+        if value is not None and crc32(value) == _SOUND and _unpack_current(value)[1] == state.epoch:
             txn.put(oid, value, db=self._current[state.young], overwrite=False)
+        return len(value or b"")
 
     def make_room(self, txn: lmdb.Transaction, state: State, most_bytes: int) -> None:
         """If the young generation takes more than *most_bytes*, begin a new one."""
@@ -241,3 +257,9 @@ class Records:
 
 def _checked(content: bytes) -> bytes:
     return content + crc32(content).to_bytes(_CHECK_BYTES, "little")
+
+
+def _state_of(value: bytes) -> State:
+    if crc32(value) != _SOUND or len(value) != _STATE_LAYOUT.size + _CHECK_BYTES:
+        raise lmdb.CorruptedError("its state is damaged")
+    return State(*_STATE_LAYOUT.unpack_from(value))
