@@ -6,7 +6,7 @@ VENV := .venv
 ZOPE_VENV := .venv-zope
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-all check bench fuzz torture pack-million clean
+.PHONY: help demo test test-all check bench fuzz torture torture-cache pack-million clean
 
 help:
 	@echo "make demo           a storage server and three Zope processes that share it (CHECK=1: prove it and leave)"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench          Zeoid beside ZEO, FileStorage and a bare socket; writes bench/results/"
 	@echo "make fuzz           throw bytes at the decoders (FUZZ_SECONDS=60)"
 	@echo "make torture        kill server and clients again and again, and lose nothing (SECONDS=600 SEED=...)"
+	@echo "make torture-cache  the same for the cache that processes share, and read nothing wrong (SECONDS=300 SEED=...)"
 	@echo "make pack-million   pack a million objects, and see whether the bar tells the truth (OBJECTS=1000000)"
 
 # A Debian without the package python3-venv has Python but cannot make an environment.
@@ -61,6 +62,9 @@ fuzz: $(VENV)/.ready
 
 torture: $(VENV)/.ready
 	$(RUN) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+torture-cache: $(VENV)/.ready
+	$(RUN) -m tests.torture_cache --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 pack-million: $(VENV)/.ready
 	$(RUN) -m tests.pack_million $(if $(OBJECTS),--objects $(OBJECTS))
