@@ -348,7 +348,10 @@ def _try_to_commit(peer: Peer, oid: bytes) -> None:
 def _check_stream(peer: Peer) -> None:
     """Read the stream as a client does that keeps what it is told, and only that."""
     peer.read()
-    wrote = dict(peer.house.hosted.invalidations._entries)
+    wrote = {
+        tid: tuple(joined[at : at + 8] for at in range(0, len(joined), 8))
+        for tid, joined in peer.house.hosted.invalidations._entries
+    }
     told = NO_TID
     current: dict[bytes, bytes] = {}
     for event in peer.events:
@@ -356,7 +359,7 @@ def _check_stream(peer: Peer) -> None:
             case "call", "invalidateTransaction":
                 tid, oids = event.value
                 assert tid > told
-                assert oids == tuple(wrote[tid])
+                assert oids == wrote[tid]
                 told = tid
                 current.update(dict.fromkeys(oids, tid))
             case "reply", "tpc_finish":
