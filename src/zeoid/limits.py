@@ -75,7 +75,7 @@ PACK_ROUNDS: Final = 20
 #: Blobs that arrive are written in pieces of this size at least …
 BLOB_PIECE_BYTES: Final = 256 * 1024
 #: … and put on the disk in steps of this size, two of which may be under way. Clients' caches have the same.
-BLOB_WRITEBACK_BYTES: Final = 8 * 1024 * 1024
+BLOB_WRITEBACK_BYTES: Final = 2 * 1024 * 1024
 #: What is on the disk of a blob beyond this length is not kept in the system's memory while it arrives.
 BLOB_CACHED_BYTES: Final = 64 * 1024 * 1024
 #: A client's blobs are read from its connection as long as no more than this waits to be written.
