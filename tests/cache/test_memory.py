@@ -347,6 +347,15 @@ def test_an_invalidation_that_was_applied_already_changes_nothing() -> None:
     assert cache.load_before(A, tid(5), tid(4)) == (b"data", tid(3), None)
 
 
+def test_what_is_stored_together_and_forgotten_again_and_again_leaves_no_places_behind() -> None:
+    cache = MemoryCache(BIG)
+    for _ in range(1000):
+        cache.store_many([(oid, (b"data", tid(1), None)) for oid in OIDS])
+        cache.forget(OIDS)
+    assert len(cache) == 0
+    assert len(cache._queue) < 2 * 1000
+
+
 def test_a_cache_of_nothing() -> None:
     cache = MemoryCache(0)
     cache.store(A, tid(1), None, b"")

@@ -18,6 +18,8 @@ from zeoid import limits
 from zeoid.model import NO_TID, tid_after
 
 OBJECTS = 200
+#: What the transaction wrote that a back-up does not have.
+LOST = (1).to_bytes(8, "big")
 
 
 def write(storage: Any, numbers: Any, data: bytes) -> bytes:
@@ -152,11 +154,8 @@ def test_a_commit_of_ones_own_is_there_for_others(server: Server, writer: Any, c
     two.close()
 
 
-def test_a_database_that_was_restored(
-    peers: Peers, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    """The last commits are lost: whoever starts then does not see them, and nobody has to remove anything."""
-    monkeypatch.setattr(limits, "BEHIND_S", 0.5)
+def restored(peers: Peers, cache_dir: Path) -> tuple[Server, bytes]:
+    """A server whose last commit, which the cache has, was lost to a back-up; the tid before that."""
     server = peers.server("stock")
     writer = peers.client("zeoid", server.address)
     first = write(writer, [1, 2], b"first")
@@ -165,8 +164,7 @@ def test_a_database_that_was_restored(
     server.start()
     write(writer, [1], b"lost")
     one = zeoid.ClientStorage(server.address, cache_dir=cache_dir)
-    oid = (1).to_bytes(8, "big")
-    assert one.loadBefore(oid, tid_after(one.lastTransaction()))[0] == b"lost"
+    assert one.loadBefore(LOST, tid_after(one.lastTransaction()))[0] == b"lost"
     one.close()
     writer.close()
     server.stop()
@@ -174,36 +172,29 @@ def test_a_database_that_was_restored(
         file.unlink()
     server.data_file.write_bytes(back_up)
     server.start()
+    return server, first
+
+
+def test_a_database_that_was_restored(
+    peers: Peers, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """The last commits are lost: whoever starts then does not see them, and nobody has to remove anything."""
+    monkeypatch.setattr(limits, "BEHIND_S", 0.5)
+    server, first = restored(peers, cache_dir)
     two = zeoid.ClientStorage(server.address, cache_dir=cache_dir)
     assert two.lastTransaction() == first
-    assert two.loadBefore(oid, tid_after(first))[:2] == (b"first", first)
+    assert two.loadBefore(LOST, tid_after(first))[:2] == (b"first", first)
     assert "restored from a back-up" in caplog.text
     two.close()
 
 
 def test_a_restored_database_that_has_gone_on(peers: Peers, cache_dir: Path, caplog: Any) -> None:
-    server = peers.server("stock")
-    writer = peers.client("zeoid", server.address)
-    write(writer, [1, 2], b"first")
-    server.stop()
-    back_up = server.data_file.read_bytes()
-    server.start()
-    write(writer, [1], b"lost")
-    one = zeoid.ClientStorage(server.address, cache_dir=cache_dir)
-    oid = (1).to_bytes(8, "big")
-    assert one.loadBefore(oid, tid_after(one.lastTransaction()))[0] == b"lost"
-    one.close()
-    writer.close()
-    server.stop()
-    for file in server.data_file.parent.glob("*.fs.*"):
-        file.unlink()
-    server.data_file.write_bytes(back_up)
-    server.start()
+    server, _ = restored(peers, cache_dir)
     newer = peers.client("zeoid", server.address)
     tid = write(newer, [2], b"second")
     two = zeoid.ClientStorage(server.address, cache_dir=cache_dir)
     assert two.lastTransaction() == tid
-    assert two.loadBefore(oid, tid_after(tid))[0] == b"first"
+    assert two.loadBefore(LOST, tid_after(tid))[0] == b"first"
     assert "can't be found in its database" in caplog.text
     two.close()
 

@@ -82,8 +82,7 @@ class Environment:
         with contextlib.ExitStack() as opened:
             users = open_file(path / _USERS)
             opened.callback(os.close, users)
-            if not lock(users, shared=True, timeout_s=limits.SHARED_CACHE_OPEN_S):
-                raise TimeoutError
+            lock(users, shared=True, timeout_s=limits.SHARED_CACHE_OPEN_S)
             self._write_file = open_file(path / _WRITE)
             opened.callback(os.close, self._write_file)
             #: No other one has it, on this disk or any.
@@ -140,8 +139,7 @@ class Environment:
 
     @contextlib.contextmanager
     def _file_lock(self, timeout_s: float) -> Iterator[None]:
-        if not lock(self._write_file, shared=False, timeout_s=timeout_s):
-            raise TimeoutError
+        lock(self._write_file, shared=False, timeout_s=timeout_s)
         try:
             yield
         finally:
@@ -266,32 +264,31 @@ def about(path: Path) -> dict[str, object]:
     return said
 
 
-def look_into(path: Path) -> contextlib.AbstractContextManager[Environment]:
+@contextlib.contextmanager
+def look_into(path: Path) -> Iterator[Environment]:
     """One of `environments`, open for a while without being joined. Unusable, with what is wrong with it."""
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[Environment]:
-        if path.name.split("-")[-2:] != [_boot(), _namespace()]:
-            raise Unusable("it is of another boot of the machine, or of another container")
-        if reason := _fault(path):
-            raise Unusable(reason)
-        try:
-            environment = Environment(path, _size(path))
-        except (OSError, ValueError, lmdb.Error) as problem:
-            raise Unusable(str(problem) or "another process has its lock") from None
-        try:
-            yield environment
-        finally:
-            environment.close()
-
-    return opened()
+    if path.name.split("-")[-2:] != [_boot(), _namespace()]:
+        raise Unusable("it is of another boot of the machine, or of another container")
+    if reason := _fault(path):
+        raise Unusable(reason)
+    try:
+        environment = Environment(path, _size(path))
+    except (OSError, ValueError, lmdb.Error) as problem:
+        raise Unusable(str(problem)) from None
+    try:
+        yield environment
+    finally:
+        environment.close()
 
 
 def is_used(path: Path) -> bool:
     """Whether any process uses the environment at this moment. OSError."""
     file = open_file(path / _USERS)
     try:
-        return not lock(file, shared=False, timeout_s=0)
+        lock(file, shared=False, timeout_s=0)
+        return False
+    except TimeoutError:
+        return True
     finally:
         os.close(file)
 
@@ -441,8 +438,7 @@ def _key_lock(path: Path) -> Iterator[None]:
     """The lock of an environment's key. TimeoutError if another process has it for too long."""
     file = open_file(path.with_name(f"{path.name.partition('-')[0]}.lock"))
     try:
-        if not lock(file, shared=False, timeout_s=limits.SHARED_CACHE_OPEN_S):
-            raise TimeoutError
+        lock(file, shared=False, timeout_s=limits.SHARED_CACHE_OPEN_S)
         yield
     finally:
         os.close(file)

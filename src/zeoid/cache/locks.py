@@ -16,8 +16,8 @@ def open_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
-def lock(file: int, *, shared: bool, timeout_s: float) -> bool:
-    """Lock the file, against all others or only against those who want that. False if it takes too long."""
+def lock(file: int, *, shared: bool, timeout_s: float) -> None:
+    """Lock the file, against all others or only against those who want that. TimeoutError."""
     import fcntl
 
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
@@ -25,12 +25,12 @@ def lock(file: int, *, shared: bool, timeout_s: float) -> bool:
     while True:
         try:
             fcntl.flock(file, how)
-            return True
+            return
         except BlockingIOError:
             now_s = time.monotonic()
             deadline_s = deadline_s or now_s + timeout_s
             if now_s >= deadline_s:
-                return False
+                raise TimeoutError("another process has the lock") from None
             time.sleep(limits.SHARED_CACHE_LOCK_POLL_S)
 
 

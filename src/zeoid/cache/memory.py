@@ -71,11 +71,11 @@ class MemoryCache:
             self._used.add(oid)
         else:
             self._queue.append(oid)
-            if len(self._queue) > 2 * (len(self._current) + len(self._ended)) + _QUEUE_SLACK:
-                self._tidy()
         self._make_room()
 
     def _make_room(self) -> None:
+        if len(self._queue) > 2 * (len(self._current) + len(self._ended)) + _QUEUE_SLACK:
+            self._tidy()
         while self.used_bytes > self._size_bytes and self._queue:
             self._evict()
 
