@@ -1,0 +1,21 @@
+"""Who is at the other end of a connection, as far as the connection itself tells.
+
+Owns these values only. How a certificate is checked is `tls`' business, what somebody may do is `roles`'.
+"""
+
+from zeoid.model import frozen
+
+
+@frozen
+class Peer:
+    """The other end of a connection that was accepted."""
+
+    #: Its address, for logs and for people.
+    where: str
+    #: Whether nobody but those who may do everything can be there: a unix socket or a loopback address
+    #: without TLS, or any address that was opened with `--insecure`.
+    trusted: bool = True
+    #: Whether what it says is encrypted.
+    encrypted: bool = False
+    #: Its certificate in DER, verified. None if it has shown none.
+    certificate: bytes | None = None
