@@ -178,6 +178,23 @@ UNACKNOWLEDGED_MS: Final = 30_000
 GATHER_BYTES: Final = 128 * 1024
 #: Loads in flight during a prefetch.
 PREFETCH_WINDOW: Final = 500
+#: A load that takes longer comes over a slow link, and after so many in a row there is reading ahead.
+READ_AHEAD_SLOW_S: Final = 0.0005
+READ_AHEAD_SLOW_LOADS: Final = 8
+#: Records that may be read ahead: at first, at most at a time, for each load and for each use of one.
+READ_AHEAD_FIRST: Final = 32
+READ_AHEAD_MOST: Final = 1000
+READ_AHEAD_CREDIT_OF_A_LOAD: Final = 0.25
+READ_AHEAD_CREDIT_OF_A_USE: Final = 4
+#: References are followed through so many records that were not used yet.
+READ_AHEAD_DEPTH: Final = 2
+#: A message for what is not urgent is made after so many uses.
+READ_AHEAD_USES: Final = 100
+#: Trails that are followed, and the objects of one.
+READ_AHEAD_TRAILS: Final = 8
+READ_AHEAD_TRAIL: Final = 4_000
+#: What came ahead and was not used may take such a part of the object cache.
+READ_AHEAD_SHARE: Final = 1 / 8
 #: The in-memory object cache.
 CACHE_BYTES: Final = 20 * 1024 * 1024
 #: A cache that the processes of a host share, and the least that it can be.

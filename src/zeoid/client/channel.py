@@ -61,8 +61,8 @@ class Waiter:
     value: Any = None
     problem: BaseException | None = None
     wake: "threading.Lock | None" = None
-    #: The locks of those who wait for the reply to this call of another thread's.
-    followers: "list[threading.Lock] | None" = None
+    #: Those of other threads, which are done when this call has its reply.
+    followers: "list[Waiter] | None" = None
     #: Its own thread has given it up: it will have no reply.
     forgotten = False
 
@@ -199,18 +199,7 @@ class Channel:
     ) -> list[Any]:
         """Send all calls before waiting for their replies. Values, or the exceptions, in order."""
         deadline_s = _monotonic() + timeout_s
-        waiters = [Waiter() for _ in contexts]
-        for waiter, context in zip(waiters, contexts, strict=True):
-            waiter.hook = hook
-            waiter.context = context
-
-        def encode() -> bytes:
-            make = self._connection.call
-            return b"".join(
-                [make(waiter, name, args) for waiter, args in zip(waiters, all_args, strict=True)]
-            )  # fmt: skip
-
-        self._transmit(encode, deadline_s)
+        waiters = self.begin(name, all_args, timeout_s, hook, contexts)
         results = []
         for waiter in waiters:
             try:
@@ -222,6 +211,29 @@ class Channel:
                     raise  # an interruption
                 results.append(problem)
         return results
+
+    def begin(
+        self,
+        name: str,
+        all_args: Sequence[tuple[Any, ...]],
+        timeout_s: float,
+        hook: Hook,
+        contexts: Sequence[Any],
+    ) -> list[Waiter]:
+        """Send calls. Whoever reads the connection delivers the replies, whether anyone waits or not."""
+        waiters = [Waiter() for _ in contexts]
+        for waiter, context in zip(waiters, contexts, strict=True):
+            waiter.hook = hook
+            waiter.context = context
+
+        def encode() -> bytes:
+            make = self._connection.call
+            return b"".join(
+                [make(waiter, name, args) for waiter, args in zip(waiters, all_args, strict=True)]
+            )  # fmt: skip
+
+        self._transmit(encode, _monotonic() + timeout_s)
+        return waiters
 
     def encode_one_way(self, name: str, args: tuple[Any, ...]) -> bytes:
         """The bytes of a one-way call, to be sent with `send` or in front of a call."""
@@ -331,7 +343,7 @@ class Channel:
         waiter.wake.acquire(timeout=max(0.0, deadline_s - _monotonic()))
         with self._roles:
             self._waiting.pop(waiter, None)
-            return waiter.promoted and not waiter.done
+            return waiter.promoted  # also if it is done by now, so that the role is passed on
 
     def _interrupted(self, waiter: Waiter, problem: BaseException) -> None:
         """An exception came from outside while this thread waited. Leave nothing to it that others need."""
@@ -362,24 +374,22 @@ class Channel:
         TimedOut after *timeout_s*.
         """
         deadline_s = _monotonic() + timeout_s
-        lock = threading.Lock()
-        lock.acquire()
+        own = Waiter()
         with self._roles:
-            waiter.followers = [*(waiter.followers or ()), lock]
+            waiter.followers = [*(waiter.followers or ()), own]
         # Its thread may be interrupted, and its end missed: look again now and then.
         while not (waiter.done or waiter.forgotten or self._dead is not None):
-            left_s = deadline_s - _monotonic()
-            if left_s <= 0:
+            now_s = _monotonic()
+            if now_s >= deadline_s:
                 raise TimedOut(f"no reply from {self.peer} within {timeout_s:g} s")
-            if lock.acquire(timeout=min(left_s, limits.RECEIVE_TICK_S)):
-                break
+            self._wait(own, min(deadline_s, now_s + limits.RECEIVE_TICK_S))
         return waiter.done and waiter.problem is None
 
     def _wake_followers(self, waiter: Waiter) -> None:
         with self._roles:
             followers, waiter.followers = waiter.followers, None
-        for lock in followers or ():
-            lock.release()
+        for follower in followers or ():
+            self._finish(follower)
 
     def _read(self, waiter: Waiter, deadline_s: float, *, idle: bool = False) -> None:
         """Read and deliver, holding the role, until *waiter* has its reply; then pass the role on.

@@ -42,6 +42,7 @@ from zeoid.client.link import Access, Link, State
 from zeoid.client.oids import NewOids
 from zeoid.client.options import cache_maker, check_options
 from zeoid.client.prefetching import Prefetching
+from zeoid.client.reading_ahead import ReadAhead
 from zeoid.client.turns import Turns
 from zeoid.client.view import View
 from zeoid.errors import Disconnected, OutcomeUnknown, ServerError, TimedOut
@@ -82,6 +83,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         the process that makes the cache decides.
     client_label: a name for this client in the server's log.
     server_sync: make a round trip at every transaction's begin, so that it sees what was committed before.
+    read_ahead: over a slow link, also load what the objects that are loaded refer to, as far as it is used.
     coding: "M5" or "Z5"; left out, the better one that both sides know.
     blob_dir: a directory for blobs; without one there are none.
     shared_blob_dir: it is the server's own, which both reach; otherwise it is a cache of this machine.
@@ -108,6 +110,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         cache_dir: str | os.PathLike[str] | None = None,
         client_label: str = "",
         server_sync: bool = False,
+        read_ahead: bool = True,
         coding: str | None = None,
         blob_dir: str | os.PathLike[str] | None = None,
         shared_blob_dir: bool = False,
@@ -133,6 +136,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._info: dict[str, Any] = {"length": 0, "size": 0, "supportsUndo": False, "interfaces": ()}
         self._make_cache = cache_maker(cache_dir, cache_size_bytes, storage, addresses)
         self._view = View(self._make_cache(NO_TID))
+        self._ahead_bytes = 0
+        if read_ahead:
+            self._ahead_bytes = int(self._view.cache.figures().size_bytes * limits.READ_AHEAD_SHARE)
         self._discarded: Discarded = collections.deque()
         self._reset()
         self._blobs = blobs_for(
@@ -177,6 +183,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         #: With a number behind it, a transaction's id that no other client ever makes.
         self._id_prefix = os.urandom(8)
         self._oids = NewOids()
+        self._ahead = ReadAhead(self._view, self._ahead_bytes, self._timeout_s)
 
     def _connected(self, info: Mapping[str, Any]) -> None:
         self._info.update(info)
@@ -265,13 +272,18 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return status
 
     def cache_statistics(self) -> dict[str, int]:
-        """Figures of the object cache: `hits` and `misses` in this process; the `bytes` that its revisions
+        """Figures of the object cache: `hits` and `misses` in this process, and how many revisions it has
+        `read_ahead`, of which so many were used, `read_ahead_used`; the `bytes` that its revisions
         take and the `size_bytes` that they may take, approximately; its `evictions`, revisions removed for
         others' sake. With a `cache_dir`, those three are of what all processes share, and `waiting` is the
         number of revisions that this one has not put there yet, which takes some hundredths of a second.
         """
         figures = self._view.cache.figures()
-        return {"hits": self._view.hits, "misses": self._view.misses, **dataclasses.asdict(figures)}
+        return {
+            "hits": self._view.hits, "misses": self._view.misses,
+            "read_ahead": self._ahead.asked, "read_ahead_used": self._ahead.used,
+            **dataclasses.asdict(figures),
+        }  # fmt: skip
 
     # Reading --------------------------------------------------------------------------------------
 
@@ -301,6 +313,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         view = self._view
         found = view.lookup(oid, tid)
         if found is not None:
+            if oid in self._ahead.unused:
+                self._used(oid, tid, found)
             return found
         timeout_s = self._timeout_s
         deadline_s = time.monotonic() + timeout_s
@@ -310,6 +324,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                 if channel.pending and (other := merging.find(channel, view, oid, tid)) is not None:
                     known = merging.follow(channel, view, other, oid, tid, timeout_s)
                     if known is not None:
+                        if known[0] is not None and oid in self._ahead.unused:
+                            self._used(oid, tid, known[0])
                         return known[0]
                     timeout_s = deadline_s - time.monotonic()
                 revision: Revision | None = channel.call(
@@ -322,7 +338,19 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                 if timeout_s <= 0 or self._link.closed:
                     raise
             else:
+                if time.monotonic() - deadline_s + timeout_s > limits.READ_AHEAD_SLOW_S:
+                    with contextlib.suppress(Disconnected):
+                        self._ahead.loaded_slowly(channel, oid, tid, revision)
+                elif self._ahead.slow_loads:
+                    self._ahead.slow_loads = 0
                 return revision
+
+    def _used(self, oid: bytes, tid: bytes, found: Revision) -> None:
+        """What was read ahead is used."""
+        channel = self._link.ready
+        if channel is not None:
+            with contextlib.suppress(Disconnected):
+                self._ahead.was_used(channel, oid, tid, found)
 
     def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
         """The current revision, as the server has it."""

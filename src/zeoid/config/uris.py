@@ -34,6 +34,7 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "cache_dir": str,
     "client_label": str,
     "server_sync": _yes_or_no,
+    "read_ahead": _yes_or_no,
     "coding": str,
     "blob_dir": str,
     "shared_blob_dir": _yes_or_no,
