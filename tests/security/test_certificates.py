@@ -243,9 +243,10 @@ def test_none_outlives_its_authority(authority: CertificateAuthority) -> None:
         at(authority, limits.AUTHORITY_DAYS + 1).issue_client("app2")
 
 
-def test_modes_whatever_the_umask_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_modes_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
     authority = CertificateAuthority(tmp_path / "certs")
-    before = os.umask(0)
+    before = os.umask(umask)
     try:
         authority.create()
         made = [authority.issue_server("zoo").path, authority.issue_client("app1").path]
