@@ -260,6 +260,24 @@ def test_modes_whatever_the_umask_is(tmp_path: Path, umask: int) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
+def test_a_secret_file_is_secret_before_anything_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chmod, seen = os.chmod, []
+
+    def watched(path: Path, mode: int) -> None:
+        seen.append((path.stat().st_size, stat.S_IMODE(path.stat().st_mode)))
+        chmod(path, mode)
+
+    monkeypatch.setattr(files.os, "chmod", watched)
+    before = os.umask(0)
+    try:
+        files.write_whole(tmp_path / "key", b"secret", files.SECRET)
+    finally:
+        os.umask(before)
+    assert seen == [(0, 0o600)]
+
+
 # Names, hosts, roles ----------------------------------------------------------------------------------
 
 
@@ -426,6 +444,19 @@ def test_a_list_that_was_lost_is_made_anew_with_all_that_was_on_it(authority: Ce
     assert on_list(authority) == numbers(made)
 
 
+def test_what_was_revoked_stays_so_when_an_old_list_of_the_issued_comes_back(
+    authority: CertificateAuthority,
+) -> None:
+    made = [authority.issue_client("app1")]
+    issued = authority.directory / "issued.json"
+    old = issued.read_bytes()
+    made.append(authority.issue_client("app2"))
+    authority.revoke("app2")
+    issued.write_bytes(old)
+    authority.revoke("app1")
+    assert on_list(authority) == numbers(made)
+
+
 # Crashes, damage, others ------------------------------------------------------------------------------
 
 
@@ -496,7 +527,9 @@ def test_what_was_on_the_list_of_revoked_ones_stays_there(
         renames_fail_from(number, patched)
         with pytest.raises(OSError, match="killed"):
             authority.revoke("app1")
+    # It is never said to be revoked while servers still accept it.
     assert states(authority) == ["valid" if number == 1 else "revoked", "valid"]
+    assert on_list(authority) == (set() if number == 1 else numbers(made[:1]))
     authority.revoke("app2")
     assert on_list(authority) == numbers(made[number % 2 :])
     if number == 1:
