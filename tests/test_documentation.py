@@ -39,17 +39,24 @@ def test_every_verb_has_a_section() -> None:
     assert {f"zeoid {name}" for name in verbs()} <= set(re.findall(r"^## (.*)$", REFERENCE, re.MULTILINE))
 
 
-@pytest.mark.parametrize("verb", sorted(verbs()))
-def test_every_option_of_a_verb_is_documented_and_no_other(verb: str) -> None:
-    options = set()
-    for action in verbs()[verb]._actions:
-        if action.option_strings:
-            options |= {
+def options(verb: argparse.ArgumentParser) -> set[str]:
+    """What a verb takes, and what its actions are called and take."""
+    found = set()
+    for action in verb._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= set(action.choices).union(*map(options, action.choices.values()))
+        elif action.option_strings:
+            found |= {
                 f"{name} {action.metavar}" if action.metavar else name for name in action.option_strings
             }
         else:
-            options.add(str(action.metavar))
-    assert first_cells(section(f"zeoid {verb}")) == options
+            found.add(str(action.metavar))
+    return found
+
+
+@pytest.mark.parametrize("verb", sorted(verbs()))
+def test_every_option_of_a_verb_is_documented_and_no_other(verb: str) -> None:
+    assert first_cells(section(f"zeoid {verb}")) == options(verbs()[verb])
 
 
 def test_every_key_of_a_configuration_file_is_documented_and_no_other() -> None:

@@ -281,3 +281,25 @@ COPY_TERMINAL_S: Final = 0.2
 COPY_LINE_S: Final = 10.0
 #: Differences that are told one by one, and missing blobs; the others are counted.
 COPY_TOLD: Final = 10
+
+# Certificates -----------------------------------------------------------------------------------------
+
+#: A certificate is valid for so many days, unless `--days` says otherwise: a year, and a month to renew it …
+CERTIFICATE_DAYS: Final = 397
+#: … and this is the most that can be asked for.
+CERTIFICATE_DAYS_MOST: Final = 3650
+#: `zeoid certs list` marks what is valid for no longer than this.
+CERTIFICATE_SOON_DAYS: Final = 30
+#: Certificates begin so much before they are made: clocks differ.
+CERTIFICATE_BACKDATED_S: Final = 300
+#: A certificate authority, ten years …
+AUTHORITY_DAYS: Final = 3653
+#: … and as long a list of revoked certificates, from each time that it is made: nobody connects after that.
+REVOCATION_LIST_DAYS: Final = 3653
+#: Characters of a certificate's name: what X.509 allows.
+CERTIFICATE_NAME_LENGTH: Final = 64
+#: Names and addresses of one server.
+CERTIFICATE_HOSTS: Final = 100
+#: Waiting for another command that changes the same directory of certificates; it is looked at this often.
+CERTIFICATES_LOCK_S: Final = 10.0
+CERTIFICATES_LOCK_POLL_S: Final = 0.02
