@@ -144,6 +144,21 @@ BULK_LOAD_BYTES: Final = 256 * 1024
 #: A load in a thread that was overtaken by a commit to the same object is done again, so often at most.
 READ_TRIES: Final = 10
 
+# TLS --------------------------------------------------------------------------------------------------
+
+#: What one TLS record carries at most (RFC 8446, 5.1): reading so much takes a whole one.
+TLS_RECORD_BYTES: Final = 16 * 1024
+#: What a handshake sends before it is done, all in all. A certificate with its chain takes a few KB.
+TLS_HANDSHAKE_BYTES: Final = 256 * 1024
+#: What may wait to be sent to a peer that makes our side answer, but sends nothing of use.
+TLS_ANSWERS_BYTES: Final = 64 * 1024
+#: Blobs are encrypted in pieces of this size, and decrypted from as much.
+TLS_PIECE_BYTES: Final = 256 * 1024
+#: The files of certificates are looked at for changes no more often than this.
+TLS_RELOAD_S: Final = 1.0
+#: The names in a certificate that a message tells.
+TLS_NAMES_TOLD: Final = 5
+
 # Client -----------------------------------------------------------------------------------------------
 
 #: The deadline of every call, and of waiting for a connection.
