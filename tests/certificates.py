@@ -105,9 +105,7 @@ class Authority:
 
     def server(self, name: str = "server", *hosts: str, days: int = 1) -> str:
         """The bundle of a server, by default of one at 127.0.0.1 and localhost."""
-        key, certificate, _ = self.issue(
-            name, *(hosts or ("localhost", "127.0.0.1")), server=True, days=days
-        )
+        key, certificate, _ = self.issue(name, *(hosts or ("localhost", "127.0.0.1")), server=True, days=days)
         return self.write(f"{name}.pem", key + certificate + self.pem)
 
     def client(self, name: str = "client", *, days: int = 1, unit: str = "zeoid role: write") -> str:

@@ -18,7 +18,7 @@ import ssl
 
 from zeoid import limits
 from zeoid.errors import EncryptionError
-from zeoid.security.reasons import in_words
+from zeoid.security.reasons import in_words, is_other_name
 
 _RECORD_BYTES = limits.TLS_RECORD_BYTES
 
@@ -35,6 +35,7 @@ class End:
         "_tls",
         "context",
         "finished",
+        "met_other_name",
         "ready",
     )
 
@@ -66,19 +67,28 @@ class End:
         self.ready = False
         #: Whether the other end has said that it ends. A stream that ends without that was cut.
         self.finished = False
+        #: Whether the other end's certificate is a good one, but for another host.
+        self.met_other_name = False
         if not self._server_side:
             self._shake_hands()
+
+    def shake_hands(self, ciphertext: bytes | memoryview) -> bool:
+        """Whether the handshake is done with this. What comes after it is kept for `receive`.
+
+        EncryptionError: the connection can't go on."""
+        self._incoming.write(ciphertext)
+        self._handshake_bytes += len(ciphertext)
+        return self._shake_hands()
 
     def receive(self, ciphertext: bytes | memoryview) -> bytes:
         """What was said in it, and in what came before; nothing while a message is not whole.
 
         EncryptionError: the connection can't go on."""
         incoming = self._incoming
-        incoming.write(ciphertext)
-        if not self.ready:
-            self._handshake_bytes += len(ciphertext)
-            if not self._shake_hands():
-                return b""
+        if self.ready:
+            incoming.write(ciphertext)
+        elif not self.shake_hands(ciphertext):
+            return b""
         try:
             data = self._tls.read(_RECORD_BYTES)
             if not incoming.pending:
@@ -112,6 +122,8 @@ class End:
         if ciphertext:
             self._incoming.write(ciphertext)
         count = 0
+        if not self._incoming.pending and not self._tls.pending():
+            return 0
         try:
             while count < len(buffer):
                 read = self._tls.read(len(buffer) - count, buffer[count:])
@@ -139,6 +151,11 @@ class End:
     def output(self) -> bytes:
         """What is to be sent now."""
         return self._outgoing.read()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the other end has sent anything before the handshake was done."""
+        return self._handshake_bytes > 0
 
     @property
     def has_output(self) -> bool:
@@ -188,6 +205,7 @@ class End:
         return True
 
     def _broken(self, problem: ssl.SSLError) -> EncryptionError:
+        self.met_other_name = is_other_name(problem)
         return EncryptionError(
             in_words(problem, server_side=self._server_side, server_hostname=self._server_hostname)
         )
