@@ -148,8 +148,6 @@ READ_TRIES: Final = 10
 
 #: What one TLS record carries at most (RFC 8446, 5.1): reading so much takes a whole one.
 TLS_RECORD_BYTES: Final = 16 * 1024
-#: What a handshake sends before it is done, all in all. A certificate with its chain takes a few KB.
-TLS_HANDSHAKE_BYTES: Final = 256 * 1024
 #: Whoever has said nothing after this time is a client without TLS, which waits for the server to begin.
 TLS_SILENCE_S: Final = 5.0
 #: What may wait to be sent to a peer that makes our side answer, but sends nothing of use.

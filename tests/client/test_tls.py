@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,7 @@ def test_a_unix_socket_stays_plain(authority: Authority, tmp_path: Path) -> None
 
 def test_many_threads(open_client: Open) -> None:
     storage = open_client()
-    db = ZODB.DB(storage)
-    oids = storage.new_oid(), storage.new_oid()
+    database = ZODB.DB(storage)  # which makes the object that is loaded
     problems: list[BaseException] = []
 
     def ask() -> None:
@@ -156,8 +156,61 @@ def test_many_threads(open_client: Open) -> None:
     for thread in threads:
         thread.join(60)
     assert not problems
-    assert oids[0] != oids[1]
-    db.close()
+    database.close()
+
+
+class Locked:
+    """An end that minds who uses it, and when."""
+
+    ready = True
+    finished = met_other_name = False
+    session = None
+
+    def __init__(self) -> None:
+        self.stream: Any = None
+        self.uses: list[bytes] = []
+
+    def _use(self, data: bytes) -> bytes:
+        assert self.stream._lock.locked()
+        self.uses.append(data)
+        return data
+
+    def receive(self, data: bytes) -> bytes:
+        return self._use(data)
+
+    def send(self, data: bytes) -> None:
+        self._use(data)
+
+    def output(self) -> bytes:
+        return self._use(b"encrypted")
+
+
+class OneEnd:
+    def __init__(self, end: Locked) -> None:
+        self._end = end
+
+    def end(self, address: TcpAddress) -> Locked:
+        return self._end
+
+    def remember(self, address: TcpAddress, end: Locked) -> None:
+        assert end is self._end
+
+
+def test_openssl_is_used_by_one_thread_at_a_time() -> None:
+    end = Locked()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = TlsStream(ours, "the peer", TcpAddress("zoo", 1), OneEnd(end))  # type: ignore[arg-type]
+        end.stream = stream
+        try:
+            for data in (b"first", b"second"):
+                theirs.sendall(data)
+                assert stream.receive(time.monotonic() + 10) == data
+            stream.send(b"said", time.monotonic() + 10)
+            assert theirs.recv(100) == b"encrypted"
+        finally:
+            stream.close()
+    assert end.uses == [b"", b"first", b"second", b"said", b"encrypted"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -89,8 +89,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     blob_cache_size_check: percent of that; by so much it may grow before it is looked at.
     tls: a file in PEM with a private key, its certificate, and those of the authorities whose servers are
         trusted; or a `ClientTls`. TCP connections have TLS then, unix sockets never.
-    tls_key, tls_ca: the files of the key and of the authorities, if they are not in there. *tls_ca* alone:
-        TLS without a certificate of one's own; "system": the authorities that this machine trusts.
+    tls_key: the file of the key, if it is not in there.
+    tls_ca: the file of the authorities, if they are not in there; "system": those that this machine trusts.
+        Alone: TLS without a certificate of one's own.
     tls_server_hostname: the name in the server's certificate, if it is reached by another one.
 
     Raises ConfigurationError for addresses that are none, TimedOut or a refusal if *wait* and no server can

@@ -10,6 +10,8 @@ other end why. Calls must not overlap: OpenSSL's object is one thread's at a tim
 the order in which `output` gave it. What `receive` makes our side say once it is ready (an answer to a
 change of keys) may leave with the next message: it is due before that, and no earlier (RFC 8446, 4.6.3).
 
+OpenSSL bounds what it keeps: of one record, and in a handshake of messages that fit its state.
+
 Owns OpenSSL's object and its two buffers. Must not know who is trusted: that is the context's.
 """
 
@@ -27,12 +29,12 @@ class End:
     """See the module."""
 
     __slots__ = (
-        "_handshake_bytes",
         "_incoming",
         "_outgoing",
         "_server_hostname",
         "_server_side",
         "_tls",
+        "begun",
         "context",
         "finished",
         "met_other_name",
@@ -62,7 +64,8 @@ class End:
             )
         except ValueError as problem:  # empty, too long, or with a dot in front
             raise EncryptionError(f"{server_hostname!r} is no name of a server: {problem}") from None
-        self._handshake_bytes = 0
+        #: Whether the other end has sent anything.
+        self.begun = False
         #: Whether the handshake is done: `send` may be called.
         self.ready = False
         #: Whether the other end has said that it ends. A stream that ends without that was cut.
@@ -77,7 +80,7 @@ class End:
 
         EncryptionError: the connection can't go on."""
         self._incoming.write(ciphertext)
-        self._handshake_bytes += len(ciphertext)
+        self.begun = True
         return self._shake_hands()
 
     def receive(self, ciphertext: bytes | memoryview) -> bytes:
@@ -153,11 +156,6 @@ class End:
         return self._outgoing.read()
 
     @property
-    def begun(self) -> bool:
-        """Whether the other end has sent anything before the handshake was done."""
-        return self._handshake_bytes > 0
-
-    @property
     def has_output(self) -> bool:
         """Whether there is something to be sent."""
         return self._outgoing.pending > 0
@@ -194,8 +192,6 @@ class End:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
-            if self._handshake_bytes > limits.TLS_HANDSHAKE_BYTES:
-                raise EncryptionError("a TLS handshake without an end") from None
             return False
         except ssl.SSLError as problem:
             raise self._broken(problem) from problem
