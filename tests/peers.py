@@ -141,6 +141,7 @@ class Server:
         section: str = "",
         blobs: Layout | None = None,
         client_conflict_resolution: bool = False,
+        tls: str = "",
     ) -> None:
         self.kind = kind
         self.folder = folder
@@ -154,6 +155,8 @@ class Server:
         self.section = section
         self.blobs = blobs
         self.client_conflict_resolution = client_conflict_resolution
+        #: A section of a stock server's configuration.
+        self.tls = tls
         self.log = Log()
         self.ended_by_test = False
         self._port = 0
@@ -245,6 +248,7 @@ class Server:
               msgpack {self.coding == "M5"}
               {timeout}
               {resolving}
+              {self.tls}
             </zeo>
         """
         section = self.section or (MAPPING_SECTION if self.in_memory else FILE_SECTION)
@@ -357,6 +361,7 @@ class Peers:
         section: str = "",
         blobs: Layout | None = None,
         client_conflict_resolution: bool = False,
+        tls: str = "",
     ) -> Server:
         """A server that listens; with new, empty data files, unless it is given a folder that has some.
 
@@ -376,6 +381,7 @@ class Peers:
             section=section,
             blobs=blobs,
             client_conflict_resolution=client_conflict_resolution,
+            tls=tls,
         )
         self.servers.append(server)
         self._open.callback(self._end, server)

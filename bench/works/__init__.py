@@ -6,8 +6,8 @@ from bench.works import blob, cache_hit, cache_open, commit1, commit16, copy, fa
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
-        load.BENCHMARK, prefetch.BENCHMARK, cache_hit.BENCHMARK, cache_open.BENCHMARK, *far.BENCHMARKS,
-        commit1.BENCHMARK, commit16.BENCHMARK, large.BENCHMARK, pack.BENCHMARK, blob.BENCHMARK,
-        copy.BENCHMARK,
+        load.BENCHMARK, load.WITH_TLS, prefetch.BENCHMARK, cache_hit.BENCHMARK, cache_open.BENCHMARK,
+        *far.BENCHMARKS, commit1.BENCHMARK, commit16.BENCHMARK, large.BENCHMARK, pack.BENCHMARK,
+        blob.BENCHMARK, copy.BENCHMARK,
     )
 }

@@ -7,6 +7,7 @@ from bench.database import create, now
 from bench.measure import Benchmark, Figure, Figures, Ratio
 from bench.peers import ZEO, Bare, Lean, Peer, connected, serving
 from bench.processes import PeerError, Stopwatch
+from bench.tls_peers import BareTls, ZeoidTls, ZeoTls
 
 RECORD_BYTES = 500
 
@@ -29,7 +30,7 @@ def run(peer: Peer, folder: Path, quick: bool) -> Figures:
 
         if given is not None and peer.loads(storage) != given + count:
             raise PeerError(f"{peer.title}: not every one of {count} loads was a request to the server")
-        if peer.name != Bare.name:
+        if not isinstance(peer, Bare):
             database.check(storage, oids, before)
     return watch.figures(count)
 
@@ -49,6 +50,21 @@ BENCHMARK = Benchmark(
         Figure("client_cpu_us", "client's CPU, µs a load", 1),
         Ratio("client_cpu_to_bare", "  times the bare client's", "client_cpu_us", Bare.name),
         Figure("waiting_us", "neither on the CPU, µs a load", 1),
+    ),
+    run=run,
+)
+
+WITH_TLS = Benchmark(
+    name="load_tls",
+    title="the same over TLS with mutual certificates",
+    peers=(BareTls.name, ZeoTls.name, ZeoidTls.name),
+    lines=(
+        Figure("us", "µs a load", 1),
+        Ratio("us_to_bare", "  times the bare TLS socket's", "us", BareTls.name),
+        Ratio("zeo_to_us", "  times faster than ZEO", "us", ZeoTls.name, inverse=True),
+        Figure("rate", "loads a second"),
+        Figure("server_cpu_us", "server's CPU, µs a load", 1),
+        Figure("client_cpu_us", "client's CPU, µs a load", 1),
     ),
     run=run,
 )

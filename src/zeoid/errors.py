@@ -28,6 +28,10 @@ class UnknownProtocol(PeerError):
     """The peer speaks another protocol, or another version of it."""
 
 
+class EncryptionError(PeerError):
+    """The other end speaks no TLS, none that will do, or is not who it should be. The message is one line."""
+
+
 class InvalidCall(ZeoidError):
     """A call that can't be carried out: no such method, wrong arguments, or not at this time.
 

@@ -144,6 +144,23 @@ BULK_LOAD_BYTES: Final = 256 * 1024
 #: A load in a thread that was overtaken by a commit to the same object is done again, so often at most.
 READ_TRIES: Final = 10
 
+# TLS --------------------------------------------------------------------------------------------------
+
+#: What one TLS record carries at most (RFC 8446, 5.1): reading so much takes a whole one.
+TLS_RECORD_BYTES: Final = 16 * 1024
+#: Whoever has said nothing after this time is a client without TLS, which waits for the server to begin.
+TLS_SILENCE_S: Final = 5.0
+#: What may wait to be sent to a peer that makes our side answer, but sends nothing of use.
+TLS_ANSWERS_BYTES: Final = 64 * 1024
+#: Blobs are encrypted in pieces of this size, and decrypted from as much.
+TLS_PIECE_BYTES: Final = 256 * 1024
+#: The files of certificates are looked at for changes no more often than this.
+TLS_RELOAD_S: Final = 1.0
+#: How long a client that met the wrong name asks a server which names it has …
+TLS_NAMES_S: Final = 3.0
+#: … of which a message tells so many.
+TLS_NAMES_TOLD: Final = 5
+
 # Client -----------------------------------------------------------------------------------------------
 
 #: The deadline of every call, and of waiting for a connection.

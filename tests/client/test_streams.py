@@ -363,7 +363,8 @@ def test_a_forked_child_opens_its_own(server: BlobServer, open_client: Open) -> 
     assert lines
     child = os.fork()
     if not child:
-        os._exit(0 if not blobs.streams._lines and all(line._sock.fileno() < 0 for line in lines) else 1)
+        closed = all(line._pipe._sock.fileno() < 0 for line in lines)
+        os._exit(0 if closed and not blobs.streams._lines else 1)
     assert os.waitpid(child, 0)[1] == 0
     store(storage, more=LARGE)
     assert load(open_client(), "more") == LARGE

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.guided TARGET [--seconds N]
 
-What it keeps is in `corpus/TARGET.hex`, one input a line, and is tried again by the tests. An input that breaks
-something is written to the current folder. Needs `atheris`, which is in the extra `fuzz`.
+What it keeps is in `corpus/TARGET.hex`, one input a line, and is tried again by the tests. An input that
+breaks something is written to the current folder. Needs `atheris`, which is in the extra `fuzz`.
 """
 
 from __future__ import annotations

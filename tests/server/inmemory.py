@@ -20,6 +20,7 @@ from zeoid.engines.opening import open_memory
 from zeoid.engines.storage import StorageEngine
 from zeoid.model import MAX_TID, NO_TID, CheckCurrent, Conflict, Operation, Store, TransactionInfo
 from zeoid.ports import Commit, Engine, Prepared
+from zeoid.security import identity
 from zeoid.server.clients import Done
 from zeoid.server.hosted import Hosted
 from zeoid.server.methods import ANSWERED_LATER
@@ -300,7 +301,7 @@ class Peer:
         self.wire = MemoryWire()
         self.connection = ClientConnection(coding)
         self.events: list[Event] = []
-        self.session = Session(house, self.wire, name, offer=offer)
+        self.session = Session(house, self.wire, identity.Peer(name), offer=offer)
         self.read()
         self.send(self.connection.take_answer())
 

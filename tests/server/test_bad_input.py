@@ -95,18 +95,23 @@ def test_an_answer_in_another_protocol(server: Serving, client: RawClient, answe
     "garbage",
     [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(32),
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"\xff" * 1000,
         struct.pack(">I", 0xFFFFFFFF),
         struct.pack(">I", limits.HANDSHAKE_FRAME_BYTES + 1),
     ],
-    ids=["http", "tls", "ssh", "0xff", "4 GB", "64 kB and a byte"],
+    ids=["http", "ssh", "0xff", "4 GB", "64 kB and a byte"],
 )
 def test_garbage_on_the_port(server: Serving, client: RawClient, garbage: bytes) -> None:
     client.send(garbage)
     client.read_to_end()
     one_line(server, client, "dropped: a message of", "bytes; the limit is 65,536")
+
+
+def test_a_client_with_tls(server: Serving, client: RawClient) -> None:
+    client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(32))
+    client.read_to_end()
+    one_line(server, client, "dropped: it wants TLS, which this server does not have")
 
 
 def test_somebody_who_only_knocks(server: Serving, client: RawClient) -> None:

@@ -118,14 +118,22 @@ def test_ruok_comes_before_the_answer_or_not_at_all() -> None:
     check_closed(server)
 
 
-@pytest.mark.parametrize(
-    "start", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-OpenSSH"], ids=repr
-)
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n", b"SSH-2.0-OpenSSH"], ids=repr)
 def test_another_protocol_altogether_is_too_large_a_frame(start: bytes) -> None:
     for connection in (ServerConnection("Z5"), ClientConnection()):
         with pytest.raises(FrameTooLarge):
             connection.receive(start)
         check_closed(connection)
+
+
+def test_who_wants_tls_is_told_apart() -> None:
+    server, client = ServerConnection("Z5"), ClientConnection()
+    with pytest.raises(UnknownProtocol, match="it wants TLS"):
+        server.receive(b"\x16\x03\x01\x02\x00\x01")
+    with pytest.raises(UnknownProtocol, match="the server wants TLS"):
+        client.receive(b"\x15\x03\x03\x00\x02\x02\x28")
+    check_closed(server)
+    check_closed(client)
 
 
 # The handshake, the client's end ----------------------------------------------------------------------

@@ -29,15 +29,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeoid import limits
-from zeoid.addresses import Address
+from zeoid.addresses import Address, TcpAddress
 from zeoid.client.stream import Stream
+from zeoid.client.tls_stream import TlsStream
 from zeoid.errors import Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT
 from zeoid.wire.connection import ClientConnection, State
+
+if TYPE_CHECKING:
+    from zeoid.security.tls import ClientContexts
 
 log = logging.getLogger("zeoid.client")
 _monotonic = time.monotonic
@@ -73,9 +77,21 @@ _READER = "reader"
 class Channel:
     """See the module. Made with a connected socket, which it owns from then on."""
 
-    def __init__(self, sock: socket.socket, *, coding: str | None = None, peer: str = "") -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        coding: str | None = None,
+        peer: str = "",
+        address: Address | None = None,
+        certificates: "ClientContexts | None" = None,
+    ) -> None:
+        """With *certificates* a connection to a TCP *address* has TLS. ClientError if it can't have."""
         self.peer = peer
-        self._stream = Stream(sock, peer)
+        if certificates is not None and isinstance(address, TcpAddress):
+            self._stream: Stream = TlsStream(sock, peer, address, certificates)
+        else:
+            self._stream = Stream(sock, peer)
         self._connection = ClientConnection(coding)
         #: The calls that have no reply yet: empty unless other threads use the channel, too.
         self.pending: Mapping[Any, Waiter] = self._connection.pending
@@ -100,7 +116,9 @@ class Channel:
         #: What the server knows beyond ZEO's methods, as far as whoever opened this has found out.
         self.extensions: frozenset[str] = frozenset()
         #: Where the server is, for those who open another connection to it.
-        self.address: Address | None = None
+        self.address = address
+        #: What such a connection needs, if it is to be encrypted, too.
+        self.certificates = certificates
 
     # Opening --------------------------------------------------------------------------------------
 
@@ -108,6 +126,7 @@ class Channel:
         """Read the server's offer and answer it. Disconnected, TimedOut or PeerError if it fails."""
         deadline_s = _monotonic() + timeout_s
         try:
+            self._stream.open(deadline_s)
             while self._connection.state is State.WAITING:
                 data = self._stream.receive(deadline_s)
                 if data is None:

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ZODB.POSException import POSError, ReadOnlyError
 
@@ -33,6 +33,9 @@ from zeoid.client.view import View
 from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.model import NO_TID
 from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
+
+if TYPE_CHECKING:
+    from zeoid.security.tls import ClientContexts
 
 log = logging.getLogger("zeoid.client")
 
@@ -67,6 +70,7 @@ class Link:
         timeout_s: float,
         coding: str | None,
         label: str,
+        certificates: "ClientContexts | None",
         jitter: Callable[[], float],
         on_connected: Callable[[dict[str, Any]], None],
         on_info: Callable[[dict[str, Any]], None],
@@ -79,6 +83,7 @@ class Link:
         self._connect_timeout_s = min(limits.CONNECT_TIMEOUT_S, timeout_s)
         self._coding = coding
         self._label = label
+        self._certificates = certificates
         self._jitter = jitter
         self._on_connected = on_connected
         self._on_info = on_info
@@ -250,8 +255,13 @@ class Link:
         """A registered connection, the server's last tid, and whether it may write."""
         log.log(logging.DEBUG if self._failure else logging.INFO, "trying to connect to %s", address)
         coding = self._coding or ("Z5" if address in self._plain else "M5")
-        channel = Channel(connect(address, self._connect_timeout_s), coding=coding, peer=str(address))
-        channel.address = address
+        channel = Channel(
+            connect(address, self._connect_timeout_s),
+            coding=coding,
+            peer=str(address),
+            address=address,
+            certificates=self._certificates,
+        )
         with self._changed:
             self._channels.add(channel)
             closed = self.closed

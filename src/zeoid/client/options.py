@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zeoid import limits
 from zeoid.addresses import Address
@@ -10,6 +10,9 @@ from zeoid.cache.memory import MemoryCache
 from zeoid.cache.shared import SharedCache
 from zeoid.errors import ConfigurationError
 from zeoid.ports import ObjectCache
+
+if TYPE_CHECKING:
+    from zeoid.security.tls import ClientContexts
 
 
 def check_options(
@@ -56,3 +59,33 @@ def cache_maker(
     # The same words in every process, in whatever order it was given the servers.
     key = f"{storage} at {', '.join(sorted(map(str, addresses)))}"
     return lambda told: SharedCache(cache_dir, key, size_bytes, told)
+
+
+def certificates_for(
+    tls: Any, tls_key: Any, tls_ca: Any, tls_server_hostname: Any
+) -> "ClientContexts | None":
+    """What TLS connections are made with; None if there are to be none. ConfigurationError."""
+    if tls is None and tls_key is None and tls_ca is None:
+        if tls_server_hostname is not None:
+            raise ConfigurationError("tls_server_hostname is nothing without tls or tls_ca")
+        return None
+    # The module ssl takes time to load, and not everybody needs it.
+    from zeoid.security.tls import ClientContexts, ClientTls
+
+    if isinstance(tls, ClientTls):
+        if tls_key is not None or tls_ca is not None or tls_server_hostname is not None:
+            raise ConfigurationError("with a ClientTls there are no other options of TLS: it has them all")
+        return ClientContexts(tls)
+    for name, file in (("tls", tls), ("tls_key", tls_key), ("tls_ca", tls_ca)):
+        if file is not None and (not isinstance(file, str | os.PathLike) or not os.fspath(file)):
+            raise ConfigurationError(f"{name} must be the path of a file in PEM, not {file!r}")
+    if tls_server_hostname is not None and not isinstance(tls_server_hostname, str):
+        raise ConfigurationError(f"tls_server_hostname must be a name, not {tls_server_hostname!r}")
+    return ClientContexts(
+        ClientTls(
+            certificate=None if tls is None else os.fspath(tls),
+            key=None if tls_key is None else os.fspath(tls_key),
+            ca=None if tls_ca is None else os.fspath(tls_ca),
+            server_hostname=tls_server_hostname,
+        )
+    )

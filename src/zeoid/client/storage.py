@@ -40,7 +40,7 @@ from zeoid.client.committing import Commit, Extended, Stock
 from zeoid.client.iteration import Discarded, RemoteIteration
 from zeoid.client.link import Access, Link, State
 from zeoid.client.oids import NewOids
-from zeoid.client.options import cache_maker, check_options
+from zeoid.client.options import cache_maker, certificates_for, check_options
 from zeoid.client.prefetching import Prefetching
 from zeoid.client.reading_ahead import ReadAhead
 from zeoid.client.turns import Turns
@@ -89,6 +89,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     shared_blob_dir: it is the server's own, which both reach; otherwise it is a cache of this machine.
     blob_cache_size: bytes; what the cache may hold, about. Left out, all that it is given.
     blob_cache_size_check: percent of that; by so much it may grow before it is looked at.
+    tls: a file in PEM with a private key, its certificate, and those of the authorities whose servers are
+        trusted; or a `ClientTls`. TCP connections have TLS then, unix sockets never.
+    tls_key: the file of the key, if it is not in there.
+    tls_ca: the file of the authorities, if they are not in there; "system": those that this machine trusts.
+        Alone: TLS without a certificate of one's own.
+    tls_server_hostname: the name in the server's certificate, if it is reached by another one.
 
     Raises ConfigurationError for addresses that are none, TimedOut or a refusal if *wait* and no server can
     be had. After that, methods raise ZODB's errors, and `zeoid.errors.Disconnected` (a StorageError and
@@ -116,6 +122,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         shared_blob_dir: bool = False,
         blob_cache_size: int | None = None,
         blob_cache_size_check: int = 10,
+        tls: Any = None,
+        tls_key: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_server_hostname: str | None = None,
     ) -> None:
         addresses = parse_addresses(addr)
         check_options(
@@ -128,6 +138,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             cache_dir=cache_dir,
             coding=coding,
         )
+        certificates = certificates_for(tls, tls_key, tls_ca, tls_server_hostname)
         self.__name__ = name or ", ".join(map(str, addresses))
         self._storage_name = storage
         self._label = client_label
@@ -160,6 +171,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             timeout_s=self._timeout_s,
             coding=coding,
             label=client_label,
+            certificates=certificates,
             jitter=random.random,
             on_connected=self._connected,
             on_info=self._info.update,

@@ -38,6 +38,9 @@ class Stream:
         else:
             sock.setblocking(False)
 
+    def open(self, deadline_s: float) -> None:
+        """What comes before the first message: nothing, here."""
+
     def receive(self, deadline_s: float, *, idle: bool = False) -> bytes | None:
         """The next bytes; none at the end of the stream; None after the deadline. OSError if it broke.
 

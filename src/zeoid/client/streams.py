@@ -17,8 +17,6 @@ again. Owns these sockets, and how long they are kept. Must not know transaction
 import contextlib
 import logging
 import os
-import select
-import socket
 import threading
 import time
 import weakref
@@ -26,10 +24,12 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from zeoid import limits
+from zeoid.addresses import Address, TcpAddress
 from zeoid.cache.blobs import Part
 from zeoid.client.channel import Channel
 from zeoid.client.stream import connect
-from zeoid.errors import ClientError, Disconnected, PeerError, ServerError, TimedOut
+from zeoid.errors import ClientError, Disconnected, EncryptionError, PeerError, ServerError, TimedOut
+from zeoid.security.pipes import Pipe, TlsPipe
 from zeoid.wire import streams as wire
 from zeoid.wire.codec import codec_for
 from zeoid.wire.streams import Get, Put
@@ -58,7 +58,7 @@ class _Line:
         #: Nothing may take longer to move.
         self._patience_s = timeout_s
         self._moved = moved
-        self._sock: socket.socket | None = None
+        self._pipe: Pipe | None = None
         self._closing = threading.Lock()
 
     def open(self) -> None:
@@ -69,16 +69,30 @@ class _Line:
             raise ServerError("the server gave no token for a blob connection")
         self._patience_s = min(limits.BLOB_CONNECTION_WAIT_S, self._timeout_s)
         try:
-            sock = connect(channel.address, self._patience_s)
-            self._sock = sock
-            sock.setblocking(False)
+            self._pipe = pipe = self._connect(channel.address)
+            pipe.settimeout(self._patience_s)
             codec_for(self._frame(wire.Incoming()))  # checks that it is a server; the coding is no matter
             self._send(wire.answer(token))
             wire.answer_to(self._frame(wire.Incoming()), wire.OK)
-        except (OSError, Disconnected) as problem:
+        except (OSError, Disconnected, EncryptionError) as problem:
             raise _NoneToBeHad(f"{channel.peer} takes up no blob connection: {problem}") from problem
         self._patience_s = self._timeout_s
+        pipe.settimeout(self._patience_s)
         self.idle = True
+
+    def _connect(self, address: Address) -> Pipe:
+        certificates = self.channel.certificates
+        sock = connect(address, self._patience_s)
+        if certificates is None or not isinstance(address, TcpAddress):
+            return Pipe(sock)
+        try:
+            pipe = TlsPipe(sock, certificates.end(address))
+            self._pipe = pipe  # for who ends it
+            pipe.shake_hands()
+        except BaseException:
+            sock.close()
+            raise
+        return pipe
 
     def get(self, oid: bytes, serial: bytes, part: Part) -> None:
         """Have the rest of a blob sent into *part*. Raises what the server answered."""
@@ -127,25 +141,12 @@ class _Line:
 
     # Bytes ------------------------------------------------------------------------------------------
 
-    def _wait(self, event: int) -> None:
-        assert self._sock is not None
-        poll = select.poll()
-        poll.register(self._sock, event)
-        if not poll.poll(self._patience_s * 1000):
-            raise TimedOut(
-                f"{self.channel.peer}: nothing moved on a blob connection for {self._patience_s:g} s"
-            )
-
     def _receive_into(self, buffer: memoryview) -> int:
-        assert self._sock is not None
-        while True:
-            try:
-                count = self._sock.recv_into(buffer)
-                break
-            except BlockingIOError:
-                self._wait(select.POLLIN)
-            except OSError as problem:
-                raise self._lost(problem) from problem
+        assert self._pipe is not None
+        try:
+            count = self._pipe.receive_into(buffer)
+        except OSError as problem:
+            raise self._lost(problem) from problem
         if not count:
             raise _Unanswered(f"{self.channel.peer} closed a blob connection")
         self._moved()
@@ -160,30 +161,22 @@ class _Line:
                 return payload
 
     def _send(self, data: bytes) -> None:
-        assert self._sock is not None
-        while data:
-            try:
-                data = data[self._sock.send(data) :]
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
-            except OSError as problem:
-                raise self._lost(problem) from problem
+        assert self._pipe is not None
+        try:
+            self._pipe.send(data)
+        except OSError as problem:
+            raise self._lost(problem) from problem
 
     def _send_file(self, file: int, size_bytes: int) -> None:
-        assert self._sock is not None
-        sent = 0
-        while sent < size_bytes:
-            try:
-                count = os.sendfile(self._sock.fileno(), file, sent, min(size_bytes - sent, 1 << 30))
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
-                continue
-            if not count:
-                raise ClientError("the file of a blob became shorter while it was sent")
-            sent += count
-            self._moved()
+        assert self._pipe is not None
+        if self._pipe.send_file(file, 0, size_bytes, self._moved) != size_bytes:
+            raise ClientError("the file of a blob became shorter while it was sent")
 
     def _lost(self, problem: OSError) -> Disconnected:
+        if isinstance(problem, TimeoutError) and problem.errno is None:
+            return TimedOut(
+                f"{self.channel.peer}: nothing moved on a blob connection for {self._patience_s:g} s"
+            )
         reason = problem.strerror or problem
         return _Unanswered(f"{self.channel.peer}: a blob connection was lost: {reason}")
 
@@ -192,25 +185,24 @@ class _Line:
     def shut(self) -> None:
         """End it, waking the thread that uses it, which closes it."""
         with self._closing:
-            if self._sock is not None:
-                with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
+            if self._pipe is not None:
+                self._pipe.shutdown()
 
     def close(self) -> None:
         self.idle = False
         with self._closing:
-            if self._sock is not None:
-                self._sock.close()
+            if self._pipe is not None:
+                self._pipe.close()
 
     def abandon(self) -> None:
         """In a forked child: the connection is the parent's, and so is the lock."""
         self.idle = False
-        if self._sock is not None:
-            self._sock.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
     def __del__(self) -> None:
-        if self._sock is not None:  # an interruption may leave it to nobody
-            self._sock.close()
+        if self._pipe is not None:  # an interruption may leave it to nobody
+            self._pipe.close()
 
 
 def _lead_to(channel: Channel) -> bool:

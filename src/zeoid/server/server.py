@@ -8,22 +8,22 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
+from zeoid.security.tls import ServerContexts, ServerTls
 from zeoid.server import listening
 from zeoid.server.clients import Done, RunInThread
 from zeoid.server.hosted import Hosted
-from zeoid.server.session import Session
-from zeoid.server.streams import Grant, Streams
+from zeoid.server.streams import Streams
+from zeoid.server.transports import TlsTransport, Transport
 
 log = logging.getLogger("zeoid.server")
 
@@ -35,158 +35,10 @@ class SystemClock:
     time = staticmethod(time.time)
 
 
-class _Transport(asyncio.Protocol):
-    """A connection's bytes: between the event loop and a session. Owns back pressure."""
-
-    def __init__(self, server: "StorageServer") -> None:
-        self._server = server
-        self._session: Session | None = None
-        self._transport: asyncio.Transport | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._slow_reader = False
-        #: The session has more to do than it is willing to keep.
-        self._full_session = False
-        self._writable = False
-        #: More is waiting to be sent than blobs should add to.
-        self._busy_sending = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._transport = transport
-        self._writable = True
-        transport.set_write_buffer_limits(high=limits.BLOB_OUTPUT_BYTES, low=limits.BLOB_OUTPUT_BYTES // 4)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and self._server.refuses(sock.fileno()):
-            self.abort()
-            return
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._server.connections.add(self)
-        self._session = Session(self._server, self, _peer(transport), offer=self._server.offer)
-        self._deadline = asyncio.get_running_loop().call_later(
-            self._server.handshake_timeout_s, self._too_slow
-        )
-
-    def _too_slow(self) -> None:
-        if self._session is not None and not self._session.registered:
-            self._session.drop(f"did not register within {self._server.handshake_timeout_s:g} s")
-
-    def data_received(self, data: bytes) -> None:
-        assert self._session is not None
-        self._session.receive(data)
-
-    def connection_lost(self, problem: Exception | None) -> None:
-        self._writable = False
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._server.connections.discard(self)
-        if self._session is not None:
-            self._session.lost(str(problem) if problem else "")
-            self._session = None
-
-    def pause_writing(self) -> None:
-        self._busy_sending = True
-        if self._session is not None:
-            self._session.hold_blobs()
-        self._look_at_output()
-
-    def _look_at_output(self) -> None:
-        """A peer that does not read its replies gets no more of its requests read."""
-        transport = self._transport
-        if transport is None:
-            return
-        waiting_bytes = transport.get_write_buffer_size()
-        if waiting_bytes > limits.OUTPUT_HIGH_WATER_BYTES and not self._slow_reader:
-            self._slow_reader = True
-            if not transport.is_closing():
-                transport.pause_reading()
-            if self._session is not None:
-                self._session.pause()
-        if waiting_bytes > limits.OUTPUT_LIMIT_BYTES:
-            self._give_up()
-
-    def resume_writing(self) -> None:
-        self._busy_sending = False
-        if self._slow_reader:
-            self._slow_reader = False
-            if self._session is not None:
-                self._session.resume()
-            self._resume_reading()
-        if self._session is not None and not self._busy_sending:
-            self._session.send_blobs()
-
-    def stop_reading(self) -> None:
-        self._full_session = True
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def read_on(self) -> None:
-        self._full_session = False
-        self._resume_reading()
-
-    def soon(self, callback: Callable[[], None]) -> None:
-        asyncio.get_running_loop().call_soon(callback)
-
-    def _resume_reading(self) -> None:
-        if self._transport is None or self._transport.is_closing() or self._is_full():
-            return
-        if not self._slow_reader and not self._full_session:
-            self._transport.resume_reading()
-
-    def _is_full(self) -> bool:
-        assert self._transport is not None
-        return self._transport.get_write_buffer_size() > limits.OUTPUT_HIGH_WATER_BYTES
-
-    # What a session needs of it
-
-    def write(self, data: bytes) -> None:
-        transport = self._transport
-        if not self._writable or transport is None:
-            return
-        transport.write(data)
-        if self._busy_sending:
-            self._look_at_output()
-
-    def _give_up(self) -> None:
-        """The peer reads so little that what waits for it would fill the memory."""
-        if self._session is not None and self._transport is not None:
-            session, self._session = self._session, None
-            asyncio.get_running_loop().call_soon(session.drop, "it does not read what it is sent")
-            self.abort()
-
-    def hand_over(self, grant: Grant) -> None:
-        transport = self._transport
-        assert transport is not None
-        transport.pause_reading()
-        # Both lead to the same connection, which stays open when the loop closes its own.
-        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        self.abort()
-        self._server.streams.serve(sock, grant, asyncio.get_running_loop().call_soon_threadsafe)
-
-    def close(self) -> None:
-        self._writable = False
-        if self._transport is not None:
-            self._transport.close()
-            # A peer that reads nothing must not keep what it was sent for ever.
-            asyncio.get_running_loop().call_later(limits.STOP_TIMEOUT_S, self._transport.abort)
-
-    def abort(self) -> None:
-        self._writable = False
-        if self._transport is not None:
-            self._transport.abort()
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        return str(TcpAddress(name[0], name[1]))
-    return "local client"
-
-
 class StorageServer:
     """Serves storages to clients.
+
+    With *tls* every TCP address has it; unix sockets never do.
 
     *storages* maps names (by convention "1", "2", …) to engines; the server closes them when it stops.
     Everything but the constructor must be called on the event loop's thread.
@@ -203,10 +55,13 @@ class StorageServer:
         invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
         resolve_conflicts: bool = False,
         clock: Clock | None = None,
+        tls: ServerTls | ServerContexts | None = None,
     ) -> None:
         self.offer = offer
+        #: What TCP connections are made with, if they have TLS.
+        self.certificates = ServerContexts(tls) if isinstance(tls, ServerTls) else tls
         self.handshake_timeout_s = handshake_timeout_s
-        self.connections: set[_Transport] = set()
+        self.connections: set[Transport] = set()
         self.addresses: list[Address] = []
         self._listeners: list[asyncio.Server] = []
         self._sockets_made: list[tuple[str, int]] = []
@@ -272,7 +127,8 @@ class StorageServer:
                 bound: Address = address
             else:
                 hosts = await listening.hosts(address)
-                server = await loop.create_server(self._connection, hosts, address.port, reuse_address=True)
+                make = self._connection if self.certificates is None else self._tls_connection
+                server = await loop.create_server(make, hosts, address.port, reuse_address=True)
                 names = [sock.getsockname() for sock in server.sockets]
                 for name in names[1:]:
                     log.info("listening on %s", TcpAddress(name[0], name[1]))
@@ -284,8 +140,22 @@ class StorageServer:
         log.info("listening on %s", bound)
         return bound
 
-    def _connection(self) -> _Transport:
-        return _Transport(self)
+    def _connection(self) -> Transport:
+        return Transport(self)
+
+    def _tls_connection(self) -> Transport:
+        assert self.certificates is not None
+        return TlsTransport(self, self.certificates)
+
+    def reload_certificates(self) -> None:
+        """Read the files of certificates again, and end connections of those that were revoked."""
+        if self.certificates is not None and self.certificates.reload():
+            self._drop_revoked()
+
+    def _drop_revoked(self) -> None:
+        for connection in list(self.connections):
+            if isinstance(connection, TlsTransport):
+                connection.drop_if_revoked()
 
     def refuses(self, fd: int) -> bool:
         """Whether a connection can't be served, because of what is open already."""
@@ -325,6 +195,8 @@ class StorageServer:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(limits.TICK_S)
+            if self.certificates is not None and self.certificates.look():
+                self._drop_revoked()
             for hosted in self.storages.values():
                 try:
                     hosted.tick()

@@ -37,6 +37,7 @@ from zeoid import limits
 from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
 from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
+from zeoid.security.identity import Peer
 from zeoid.server.clients import Announcement, House, Wire
 from zeoid.server.downloads import Downloads
 from zeoid.server.hosted import Hosted
@@ -82,11 +83,12 @@ _HANDLERS = {
 class Session:
     """The server's side of one connection."""
 
-    def __init__(self, house: House, wire: Wire, peer: str, *, offer: str = "Z5") -> None:
+    def __init__(self, house: House, wire: Wire, peer: Peer, *, offer: str = "Z5") -> None:
         self._house = house
         self._wire = wire
         self._connection = ServerConnection(offer)
-        self._peer = peer
+        self._peer = peer.where
+        self._encrypted = peer.encrypted
         self._calls: deque[Message] = deque()
         self._paused = False
         self._gathered: list[bytes] | None = None
@@ -108,7 +110,7 @@ class Session:
         self.registered = False
         self._answers_loads = False
         self._closed = False
-        self.label = peer
+        self.label = peer.where
         self.read_only = False
         self.iterators = Iterators()
         wire.write(self._connection.offer)
@@ -281,7 +283,7 @@ class Session:
             raise ReadOnlyError()
         self.read_only = read_only
         self.hosted = hosted
-        self.grant = Grant(hosted, read_only, self._peer)
+        self.grant = Grant(hosted, read_only, self._peer, encrypted=self._encrypted)
         self.registered = True
         self._answers_loads = hosted.engine.inline
         self._connection.registered()
@@ -307,6 +309,8 @@ class Session:
         grant = self._house.streams.redeem(self._connection.token)
         if grant is None:
             self.drop("what it wants to open a blob connection with is not good, or no longer")
+        elif grant.encrypted and not self._encrypted:
+            self.drop("its blob connection is not encrypted, as the connection that it belongs to is")
         elif not self._closed:
             self._wire.hand_over(grant)
             self._closed = True

@@ -22,7 +22,6 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -32,6 +31,7 @@ from ZODB.POSException import POSError, ReadOnlyError, StorageError
 from zeoid import limits
 from zeoid.errors import InvalidCall, PeerError
 from zeoid.ports import Clock
+from zeoid.security.pipes import Pipe
 from zeoid.server.hosted import Hosted
 from zeoid.server.staged import Arrival, Staged
 from zeoid.wire import streams as wire
@@ -48,10 +48,12 @@ _TOLD = (POSError, InvalidCall, OSError)
 class Grant:
     """What the blob connections of a session may do, and what they have brought."""
 
-    def __init__(self, hosted: Hosted, read_only: bool, label: str) -> None:
+    def __init__(self, hosted: Hosted, read_only: bool, label: str, *, encrypted: bool = False) -> None:
         self.hosted = hosted
         self.read_only = read_only
         self.label = label
+        #: Whether they must be encrypted.
+        self.encrypted = encrypted
         self.staged = Staged()
 
     def over(self, id: Any) -> None:
@@ -103,9 +105,9 @@ class Streams:
         grant, until_s = self._tokens.pop(token, (None, 0.0))
         return grant if until_s > self._monotonic() else None
 
-    def serve(self, sock: socket.socket, grant: Grant, on_loop: OnLoop) -> None:
+    def serve(self, pipe: Pipe, grant: Grant, on_loop: OnLoop) -> None:
         """Serve a blob connection, whose socket is ours from now on."""
-        stream = Stream(self, sock, grant, on_loop)
+        stream = Stream(self, pipe, grant, on_loop)
         longest = None
         with self._lock:
             of_grant = self._of.setdefault(grant, set())
@@ -169,10 +171,10 @@ class Streams:
 class Stream:
     """One blob connection: `run` is its thread. `shut` may be called by any other one."""
 
-    def __init__(self, streams: Streams, sock: socket.socket, grant: Grant, on_loop: OnLoop) -> None:
+    def __init__(self, streams: Streams, pipe: Pipe, grant: Grant, on_loop: OnLoop) -> None:
         self.grant = grant
         self._streams = streams
-        self._sock = sock
+        self._pipe = pipe
         self._on_loop = on_loop
         self._incoming = wire.Incoming()
         self._is_new = True
@@ -183,8 +185,8 @@ class Stream:
     def run(self) -> None:
         """Serve it until it ends. Raises nothing."""
         try:
-            self._sock.settimeout(self._streams.idle_s)
-            self._sock.sendall(wire.reply(wire.OK))
+            self._pipe.settimeout(self._streams.idle_s)
+            self._pipe.send(wire.reply(wire.OK))
             while (payload := self._next_frame()) is not None:
                 wanted = wire.request_of(payload)
                 if isinstance(wanted, Get):
@@ -205,13 +207,12 @@ class Stream:
         """End the stream, which wakes its thread."""
         with self._closing:
             if not self._closed:
-                with contextlib.suppress(OSError):
-                    self._sock.shutdown(socket.SHUT_RDWR)
+                self._pipe.shutdown()
 
     def close(self) -> None:
         with self._closing:
             self._closed = True
-            self._sock.close()
+            self._pipe.close()
 
     def _next_frame(self) -> bytes | None:
         """The next request; None when it is time to end."""
@@ -226,25 +227,26 @@ class Stream:
         payload = None
         while payload is None:
             # Whoever sends byte by byte gains no time by it.
-            self._sock.settimeout(max(0.001, deadline_s - monotonic()))
+            self._pipe.settimeout(max(0.001, deadline_s - monotonic()))
+            data = bytearray(incoming.wants)
             try:
-                data = self._sock.recv(incoming.wants)
+                count = self._pipe.receive_into(memoryview(data))
             except TimeoutError:
-                data = b""
+                count = 0
             self._streams.works(self)
-            if not data:
+            if not count:
                 if incoming.between:
                     return None
                 raise PeerError("a request that breaks off")
-            payload = incoming.receive(data)
-        self._sock.settimeout(self._streams.idle_s)
+            payload = incoming.receive(bytes(data[:count]))
+        self._pipe.settimeout(self._streams.idle_s)
         return payload
 
     def _fault(self, problem: Exception) -> None:
         if not isinstance(problem, POSError | InvalidCall):
             log.error("%s: a blob could not be read", self.grant.label, exc_info=problem)
             problem = StorageError(f"the blob can't be read: {problem}")
-        self._sock.sendall(wire.fault(problem))
+        self._pipe.send(wire.fault(problem))
 
     # Downloads ------------------------------------------------------------------------------------
 
@@ -259,9 +261,9 @@ class Stream:
             if get.offset > size_bytes:
                 self._fault(InvalidCall(f"the blob has {size_bytes:,} bytes only"))
                 return
-            self._sock.sendall(wire.size(size_bytes))
+            self._pipe.send(wire.size(size_bytes))
             left = size_bytes - get.offset
-            if left and self._sock.sendfile(file, get.offset, left) != left:
+            if self._pipe.send_file(file.fileno(), get.offset, left) != left:
                 raise OSError("the file of a blob became shorter")
 
     def _open(self, get: Get) -> BinaryIO:
@@ -293,10 +295,10 @@ class Stream:
                 if problem is not None:
                     self._fault(problem)
                     return
-                self._sock.sendall(wire.reply(wire.GO))
+                self._pipe.send(wire.reply(wire.GO))
             problem = self._take(put.size_bytes, arrival, problem)
             if problem is None:
-                self._sock.sendall(wire.reply(wire.DONE))
+                self._pipe.send(wire.reply(wire.DONE))
             else:
                 self._fault(problem)
         finally:
@@ -328,7 +330,7 @@ class Stream:
 
     def _fill(self, piece: memoryview) -> None:
         while piece:
-            count = self._sock.recv_into(piece)
+            count = self._pipe.receive_into(piece)
             if not count:
                 raise PeerError("a blob that breaks off")
             piece = piece[count:]

@@ -26,6 +26,10 @@ from zeoid.wire.codec import FAULT, HEARTBEAT_ID, ONE_WAY, REPLY, Codec, Message
 from zeoid.wire.frames import FrameReader, frame
 
 STATUS_REQUEST: Final = b"ruok"
+#: How whoever speaks TLS begins: with a handshake, and with an alert (RFC 8446, 5.1). As lengths of messages
+#: these are beyond every limit.
+_TLS_HELLO: Final = b"\x16\x03"
+_TLS_ALERT: Final = b"\x15\x03"
 
 
 class State(Enum):
@@ -109,8 +113,11 @@ class ServerConnection(_Connection):
                     self._agree(codec_for(payload))
             if self.state is State.HANDED_OVER and self._reader.rest:
                 raise PeerError("something follows the token of a blob connection")
-        except PeerError:
+        except PeerError as problem:
+            wants_tls = self.state is State.OFFERED and data.startswith(_TLS_HELLO)
             self.close()
+            if wants_tls:
+                raise UnknownProtocol("it wants TLS, which this server does not have") from problem
             raise
         return calls
 
@@ -196,8 +203,11 @@ class ClientConnection(_Connection):
                     self._accept(payload)
                 else:
                     raise PeerError(f"a message on a connection that is {self.state.value}")
-        except PeerError:
+        except PeerError as problem:
+            wants_tls = self.state is State.WAITING and data.startswith(_TLS_ALERT)
             self.close()
+            if wants_tls:
+                raise UnknownProtocol("the server wants TLS: this client has none") from problem
             raise
         return deliveries
 

@@ -1,4 +1,4 @@
-"""Inputs that reached code which nothing before them had reached: one file for each target, one line for each."""
+"""Inputs that reached code which nothing before had reached: a file for each target, a line for each."""
 
 from __future__ import annotations
 

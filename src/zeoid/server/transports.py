@@ -1,0 +1,312 @@
+"""Connections that were accepted: between the event loop and a session, plain or with TLS.
+
+    with TLS     event                                           becomes
+    accepted     the handshake is done                           in use: it has a session now
+    accepted     what comes is no TLS, or none that will do      closed, after one line in the log
+    accepted     nothing comes for `TLS_SILENCE_S`               closed, likewise
+    accepted     `handshake_timeout_s` pass                      closed, likewise
+    in use       it becomes a blob connection                    handed over, with its `End`
+    in use       its certificate is revoked                      closed
+
+Owns back pressure, and who is told to be at the other end. What a connection means is the session's business,
+what TLS says `End`'s.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from zeoid import limits
+from zeoid.addresses import TcpAddress
+from zeoid.errors import EncryptionError
+from zeoid.security.identity import Peer
+from zeoid.security.pipes import Pipe, TlsPipe
+from zeoid.server.session import Session
+from zeoid.server.streams import Grant
+
+if TYPE_CHECKING:
+    from zeoid.security.tls import ServerContexts
+    from zeoid.server.server import StorageServer
+
+log = logging.getLogger("zeoid.server")
+
+#: A fatal alert, "handshake failure": it tells whoever speaks no TLS, and knows one, what is spoken here.
+_WANTS_TLS = b"\x15\x03\x03\x00\x02\x02\x28"
+
+
+class Transport(asyncio.Protocol):
+    """A connection's bytes: between the event loop and a session. Owns back pressure."""
+
+    def __init__(self, server: "StorageServer") -> None:
+        self._server = server
+        self._session: Session | None = None
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._slow_reader = False
+        #: The session has more to do than it is willing to keep.
+        self._full_session = False
+        self._writable = False
+        #: More is waiting to be sent than blobs should add to.
+        self._busy_sending = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = transport
+        self._writable = True
+        transport.set_write_buffer_limits(high=limits.BLOB_OUTPUT_BYTES, low=limits.BLOB_OUTPUT_BYTES // 4)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and self._server.refuses(sock.fileno()):
+            self.abort()
+            return
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server.connections.add(self)
+        self._begin(_where(transport))
+        self._deadline = asyncio.get_running_loop().call_later(
+            self._server.handshake_timeout_s, self._too_slow
+        )
+
+    def _begin(self, where: str) -> None:
+        self._use(Peer(where))
+
+    def _use(self, peer: Peer) -> None:
+        self._session = Session(self._server, self, peer, offer=self._server.offer)
+
+    def _too_slow(self) -> None:
+        if self._session is not None and not self._session.registered:
+            self._session.drop(f"did not register within {self._server.handshake_timeout_s:g} s")
+
+    def data_received(self, data: bytes) -> None:
+        assert self._session is not None
+        self._session.receive(data)
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self._writable = False
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._server.connections.discard(self)
+        if self._session is not None:
+            self._session.lost(str(problem) if problem else "")
+            self._session = None
+
+    def pause_writing(self) -> None:
+        self._busy_sending = True
+        if self._session is not None:
+            self._session.hold_blobs()
+        self._look_at_output()
+
+    def _look_at_output(self) -> None:
+        """A peer that does not read its replies gets no more of its requests read."""
+        transport = self._transport
+        if transport is None:
+            return
+        waiting_bytes = transport.get_write_buffer_size()
+        if waiting_bytes > limits.OUTPUT_HIGH_WATER_BYTES and not self._slow_reader:
+            self._slow_reader = True
+            if not transport.is_closing():
+                transport.pause_reading()
+            if self._session is not None:
+                self._session.pause()
+        if waiting_bytes > limits.OUTPUT_LIMIT_BYTES:
+            self._give_up()
+
+    def resume_writing(self) -> None:
+        self._busy_sending = False
+        if self._slow_reader:
+            self._slow_reader = False
+            if self._session is not None:
+                self._session.resume()
+            self._resume_reading()
+        if self._session is not None and not self._busy_sending:
+            self._session.send_blobs()
+
+    def stop_reading(self) -> None:
+        self._full_session = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        self._full_session = False
+        self._resume_reading()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(callback)
+
+    def _resume_reading(self) -> None:
+        if self._transport is None or self._transport.is_closing() or self._is_full():
+            return
+        if not self._slow_reader and not self._full_session:
+            self._transport.resume_reading()
+
+    def _is_full(self) -> bool:
+        assert self._transport is not None
+        return self._transport.get_write_buffer_size() > limits.OUTPUT_HIGH_WATER_BYTES
+
+    # What a session needs of it
+
+    def write(self, data: bytes) -> None:
+        transport = self._transport
+        if not self._writable or transport is None:
+            return
+        transport.write(data)
+        if self._busy_sending:
+            self._look_at_output()
+
+    def _give_up(self) -> None:
+        """The peer reads so little that what waits for it would fill the memory."""
+        if self._session is not None and self._transport is not None:
+            session, self._session = self._session, None
+            asyncio.get_running_loop().call_soon(session.drop, "it does not read what it is sent")
+            self.abort()
+
+    def hand_over(self, grant: Grant) -> None:
+        transport = self._transport
+        assert transport is not None
+        transport.pause_reading()
+        # Both lead to the same connection, which stays open when the loop closes its own.
+        sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        self.abort()
+        self._server.streams.serve(self._pipe(sock), grant, asyncio.get_running_loop().call_soon_threadsafe)
+
+    def _pipe(self, sock: socket.socket) -> Pipe:
+        return Pipe(sock)
+
+    def close(self) -> None:
+        self._writable = False
+        if self._transport is not None:
+            self._transport.close()
+            # A peer that reads nothing must not keep what it was sent for ever.
+            asyncio.get_running_loop().call_later(limits.STOP_TIMEOUT_S, self._transport.abort)
+
+    def abort(self) -> None:
+        self._writable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class TlsTransport(Transport):
+    """The same with TLS: there is no session before its handshake is done."""
+
+    def __init__(self, server: "StorageServer", contexts: "ServerContexts") -> None:
+        super().__init__(server)
+        self._end = contexts.end()
+        self._contexts = contexts
+        self._where = ""
+        self._silence: asyncio.TimerHandle | None = None
+        self._certificate: bytes | None = None
+        self._refused = False
+
+    def _begin(self, where: str) -> None:
+        self._where = where
+        silence_s = min(limits.TLS_SILENCE_S, self._server.handshake_timeout_s / 2)
+        self._silence = asyncio.get_running_loop().call_later(silence_s, self._too_silent)
+
+    def _too_slow(self) -> None:
+        if self._session is not None:
+            super()._too_slow()
+        elif not self._refused:
+            self._refuse(f"no TLS handshake within {self._server.handshake_timeout_s:g} s")
+
+    def _too_silent(self) -> None:
+        if not self._refused and not self._end.begun and self._writable and self._transport is not None:
+            self._transport.write(_WANTS_TLS)
+            self._refuse("it says nothing, as a client without TLS does")
+
+    def data_received(self, data: bytes) -> None:
+        if self._session is not None:
+            try:
+                plain = self._end.receive(data)
+            except EncryptionError as problem:
+                self._session.drop(str(problem))
+                return
+            if self._end.has_output:
+                self._flush()
+            if plain:
+                self._session.receive(plain)
+            elif self._end.finished:
+                self.close()
+        elif not self._refused:
+            self._shake_hands(data)
+
+    def _shake_hands(self, data: bytes) -> None:
+        end = self._end
+        try:
+            plain = end.receive(data)
+        except EncryptionError as problem:
+            self._refuse(str(problem))
+            return
+        if not end.ready:
+            self._flush()
+            return
+        certificate = end.certificate
+        refusal = self._contexts.refusal(certificate)
+        if refusal:
+            self._refuse(refusal)
+            return
+        self._certificate = certificate
+        # What the session writes now goes with the end of the handshake.
+        self._use(Peer(self._where, trusted=False, encrypted=True, certificate=certificate))
+        if plain and self._session is not None:
+            self._session.receive(plain)
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = True
+        log.warning("%s refused: %s", self._where, reason)
+        self._flush()  # which tells the other end why
+        self.close()
+
+    def _flush(self) -> None:
+        """Send what TLS has to say by itself."""
+        transport, output = self._transport, self._end.output()
+        if output and self._writable and transport is not None:
+            transport.write(output)
+            if self._busy_sending:
+                self._look_at_output()
+
+    def write(self, data: bytes) -> None:
+        transport = self._transport
+        if not self._writable or transport is None:
+            return
+        end = self._end
+        end.send(data)
+        transport.write(end.output())
+        if self._busy_sending:
+            self._look_at_output()
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._session is None and not self._refused and self._end.begun:
+            log.info("%s broke off within the TLS handshake", self._where)
+        super().connection_lost(problem)
+
+    def drop_if_revoked(self) -> None:
+        """End it if its certificate is not good any more."""
+        if (
+            self._session is not None
+            and self._certificate is not None
+            and self._contexts.is_revoked(self._certificate)
+        ):
+            self._session.drop("its certificate was revoked")
+
+    def _pipe(self, sock: socket.socket) -> Pipe:
+        return TlsPipe(sock, self._end)
+
+    def close(self) -> None:
+        if self._writable and self._end.ready:
+            self._end.close()
+            self._flush()
+        super().close()
+
+
+def _where(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return str(TcpAddress(name[0], name[1]))
+    return "local client"
