@@ -3,7 +3,12 @@
 Owns these values only. How a certificate is checked is `tls`' business, what somebody may do is `roles`'.
 """
 
+from typing import Final
+
 from zeoid.model import frozen
+
+#: Where whoever connects to a unix socket is.
+LOCAL: Final = "local client"
 
 
 @frozen
@@ -19,3 +24,8 @@ class Peer:
     encrypted: bool = False
     #: Its certificate in DER, verified. None if it has shown none.
     certificate: bytes | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody in between can read what it says."""
+        return self.encrypted or self.where == LOCAL
