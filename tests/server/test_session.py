@@ -16,6 +16,7 @@ from tests.server.inmemory import Call, MemoryHouse, MemoryWire, Peer
 from zeoid import limits
 from zeoid.engines.opening import open_memory
 from zeoid.model import MAX_TID, NO_TID
+from zeoid.security import identity
 from zeoid.server.session import Session
 from zeoid.wire.codec import codec_for
 from zeoid.wire.frames import frame
@@ -42,7 +43,7 @@ def whole_log(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("offer", ["M5", "Z5"])
 def test_the_server_speaks_first(house: MemoryHouse, offer: str) -> None:
     wire = MemoryWire()
-    Session(house, wire, "peer", offer=offer)
+    Session(house, wire, identity.Peer("peer"), offer=offer)
     assert wire.take() == frame(offer.encode())
 
 
@@ -60,7 +61,7 @@ def test_an_answer_in_another_protocol(
     house: MemoryHouse, caplog: pytest.LogCaptureFixture, answer: bytes
 ) -> None:
     wire = MemoryWire()
-    session = Session(house, wire, "peer")
+    session = Session(house, wire, identity.Peer("peer"))
     session.receive(frame(answer))
     assert wire.closed
     (line,) = log_lines(caplog)
@@ -70,7 +71,7 @@ def test_an_answer_in_another_protocol(
 
 def test_the_handshake_byte_by_byte(house: MemoryHouse) -> None:
     wire = MemoryWire()
-    session = Session(house, wire, "peer")
+    session = Session(house, wire, identity.Peer("peer"))
     codec = codec_for(b"M5")
     stream = frame(b"M5") + frame(codec.encode(1, 0, "register", ("1", False)))
     stream += frame(codec.encode(2, 0, "lastTransaction", ()))
@@ -82,7 +83,7 @@ def test_the_handshake_byte_by_byte(house: MemoryHouse) -> None:
 
 def test_the_handshake_and_the_first_calls_in_one_segment(house: MemoryHouse) -> None:
     wire = MemoryWire()
-    session = Session(house, wire, "peer")
+    session = Session(house, wire, identity.Peer("peer"))
     codec = codec_for(b"Z5")
     calls = [("register", ("1", False)), ("ping", ()), ("lastTransaction", ())]
     messages = [codec.encode(number, 0, name, args) for number, (name, args) in enumerate(calls)]
@@ -140,7 +141,7 @@ def test_ruok_tells_the_status_of_every_storage_and_hangs_up(
     house = make_house({"1": open_memory(), "other": open_memory()})
     house.peer().commit(A)
     wire = MemoryWire()
-    session = Session(house, wire, "peer")
+    session = Session(house, wire, identity.Peer("peer"))
     wire.take()
     caplog.clear()
     session.receive(frame(b"ruok"))
@@ -156,7 +157,7 @@ def test_ruok_tells_the_status_of_every_storage_and_hangs_up(
 
 def test_what_follows_ruok_is_not_read(house: MemoryHouse) -> None:
     wire = MemoryWire()
-    session = Session(house, wire, "peer")
+    session = Session(house, wire, identity.Peer("peer"))
     session.receive(frame(b"ruok"))
     wire.take()
     session.receive(frame(b"ruok"))

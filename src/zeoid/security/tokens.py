@@ -1,16 +1,17 @@
 """Tokens: what a client shows that has no certificate. The file of them, and which one is good.
 
 A token is `zeoid_NAME_SECRET`: a word that people and scanners for secrets recognize, the name that it has in
-logs and rules, and 32 random bytes in base64url, 43 characters. The file has hashes only, so whoever reads it,
-or a back-up of it, can't log in. A plain SHA-256 is enough for that: salts and slow hashes are for passwords, which people
-choose and others can guess; nobody goes through 2²⁵⁶ secrets, however fast they are tried.
+logs and rules, and 32 random bytes in base64url, 43 characters. The file has hashes only, so whoever reads
+it, or a back-up of it, can't log in. A plain SHA-256 is enough for that: salts and slow hashes are for
+passwords, which people choose and others guess; nobody goes through 2²⁵⁶ secrets, however fast.
 
 Owns the format of the file, which is JSON:
 
-    {"version": 1, "tokens": {NAME: {"sha256": …, "role": …, "storages": [… or "*"], "made": …, "expires": … or null,
-    "revoked": … or null}}}
+    {"version": 1, "tokens": {NAME: {"sha256": …, "role": …, "storages": [… or "*"],
+                                     "made": …, "expires": … or null, "revoked": … or null}}}
 
-with times in seconds since the epoch. A version that is not known is refused. Must not know what a role allows.
+with times in seconds since the epoch. A version that is not known is refused. Must not know what a role
+allows.
 """
 
 import contextlib
@@ -37,6 +38,8 @@ ALL: Final = "*"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TOKEN: Final = re.compile(rf"zeoid_({_NAME.pattern})_[A-Za-z0-9_-]{{43}}", re.ASCII)
 _SECRET_BYTES: Final = 32
+#: No time is as late as this. (JSON may have numbers that are none, which are not before it, either.)
+_LAST_TIME: Final = 1e12
 
 
 @frozen
@@ -125,7 +128,7 @@ def _parse_token(name: str, fields: Any) -> Token:
         or not token.storages
         or isinstance(fields["storages"], str)
         or not all(isinstance(storage, str) for storage in token.storages)
-        or not all(type(time) in (int, float) for time in times)
+        or not all(type(time) in (int, float) and 0 <= time < _LAST_TIME for time in times)
     ):
         raise ValueError(f"the token {name!r} is not as a token must be")
     return token
@@ -155,18 +158,20 @@ def read(path: Path) -> Tokens:
     return watched(path).rules
 
 
-def make(
-    path: Path, name: str, role: str, storages: Sequence[str], days: float | None, now: float
-) -> str:
+def make(path: Path, name: str, role: str, storages: Sequence[str], days: float | None, now: float) -> str:
     """A new token, which nobody can be told again. ConfigurationError if there is a good one of this name."""
     if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{name!r} can't be a name: up to 64 letters, digits, dots, dashes and underscores")
+        raise ConfigurationError(
+            f"{name!r} can't be a name: up to 64 letters, digits, dots, dashes and underscores"
+        )
     secret = urlsafe_b64encode(secrets.token_bytes(_SECRET_BYTES)).rstrip(b"=").decode("ascii")
     token = f"zeoid_{name}_{secret}"
     with _alone(path):
         tokens = dict(read(path)) if path.exists() else {}
         if name in tokens and not tokens[name].wrong(now):
-            raise ConfigurationError(f"there is a token {name!r} already; revoke it first, or choose another name")
+            raise ConfigurationError(
+                f"there is a token {name!r} already; revoke it first, or choose another name"
+            )
         expires = None if days is None else now + days * 24 * 3600
         tokens[name] = Token(name, _hash(token), role, tuple(storages) or (ALL,), now, expires)
         _write(path, tokens)
@@ -190,7 +195,7 @@ def revoke(path: Path, name: str, now: float) -> None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """While no other command changes a file in the same directory, which is locked so that no file is left."""
+    """While no other command changes a file in this directory. That is what is locked: no file is left."""
     try:
         import fcntl
     except ImportError:

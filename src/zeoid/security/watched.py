@@ -26,7 +26,7 @@ _Rules = TypeVar("_Rules")
 
 
 class Watched(Generic[_Rules]):
-    """What *parse* makes of a file. ConfigurationError, with the file's name, if that can't be had at first."""
+    """What *parse* makes of a file. ConfigurationError, with the file's name, if there is none at first."""
 
     def __init__(
         self,

@@ -19,7 +19,10 @@ from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
+from zeoid.security.identity import LOCAL, Peer
+from zeoid.security.roles import Policy
 from zeoid.server import listening
+from zeoid.server.authority import Admission
 from zeoid.server.clients import Done, RunInThread
 from zeoid.server.hosted import Hosted
 from zeoid.server.session import Session
@@ -64,7 +67,7 @@ class _Transport(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.connections.add(self)
-        self._session = Session(self._server, self, _peer(transport), offer=self._server.offer)
+        self._session = Session(self._server, self, Peer(_where(transport)), offer=self._server.offer)
         self._deadline = asyncio.get_running_loop().call_later(
             self._server.handshake_timeout_s, self._too_slow
         )
@@ -178,11 +181,11 @@ class _Transport(asyncio.Protocol):
             self._transport.abort()
 
 
-def _peer(transport: asyncio.Transport) -> str:
+def _where(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if isinstance(name, tuple):
         return str(TcpAddress(name[0], name[1]))
-    return "local client"
+    return LOCAL
 
 
 class StorageServer:
@@ -203,8 +206,11 @@ class StorageServer:
         invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
         resolve_conflicts: bool = False,
         clock: Clock | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.offer = offer
+        #: Who may do what.
+        self.admission = Admission(policy or Policy(), (clock or SystemClock()).monotonic)
         self.handshake_timeout_s = handshake_timeout_s
         self.connections: set[_Transport] = set()
         self.addresses: list[Address] = []
@@ -325,6 +331,9 @@ class StorageServer:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(limits.TICK_S)
+            if self.admission.policy.look():
+                for session in [each for hosted in self.storages.values() for each in hosted.clients]:
+                    session.recheck()
             for hosted in self.storages.values():
                 try:
                     hosted.tick()
