@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import cache, checkpoint, copy, journal, pack, recover, serve
+from zeoid.cli import cache, checkpoint, copy, journal, pack, recover, serve, tokens
 from zeoid.errors import ConfigurationError
 
 _VERBS = {
@@ -16,6 +16,7 @@ _VERBS = {
     "recover": recover,
     "journal": journal,
     "cache": cache,
+    "tokens": tokens,
 }
 
 

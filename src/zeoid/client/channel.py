@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zeoid import limits
-from zeoid.addresses import Address
+from zeoid.addresses import Address, UnixAddress
 from zeoid.client.stream import Stream
 from zeoid.errors import Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.wire import faults
@@ -101,6 +101,11 @@ class Channel:
         self.extensions: frozenset[str] = frozenset()
         #: Where the server is, for those who open another connection to it.
         self.address: Address | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether nobody in between can read what is sent: also that of a unix socket is not in the clear."""
+        return isinstance(self.address, UnixAddress)
 
     # Opening --------------------------------------------------------------------------------------
 

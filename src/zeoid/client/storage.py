@@ -81,6 +81,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     cache_size_bytes: the size of the object cache. Left out, 20 MiB in memory, 256 MiB in a cache_dir; there
         the process that makes the cache decides.
     client_label: a name for this client in the server's log.
+    token: what `zeoid tokens make` has printed, for a server that wants one. It is sent over
+        connections that are encrypted, and over unix sockets; with one, others are refused.
     server_sync: make a round trip at every transaction's begin, so that it sees what was committed before.
     coding: "M5" or "Z5"; left out, the better one that both sides know.
     blob_dir: a directory for blobs; without one there are none.
@@ -107,6 +109,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         cache_size_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         client_label: str = "",
+        token: str = "",
         server_sync: bool = False,
         coding: str | None = None,
         blob_dir: str | os.PathLike[str] | None = None,
@@ -118,6 +121,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         check_options(
             storage=storage,
             client_label=client_label,
+            token=token,
             read_only=read_only,
             read_only_fallback=read_only_fallback,
             wait_timeout=wait_timeout,
@@ -154,6 +158,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             timeout_s=self._timeout_s,
             coding=coding,
             label=client_label,
+            token=token,
             jitter=random.random,
             on_connected=self._connected,
             on_info=self._info.update,

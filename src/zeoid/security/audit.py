@@ -1,8 +1,8 @@
 """The audit log: who connected, who was refused, and who did what cannot be undone in silence.
 
 One line for each event, a JSON object in ASCII. Whatever names and reasons contain, JSON quotes it: no client
-can begin a line of its own, or change what a terminal shows. Programs read it as it is, which can be said only
-of key=value pairs that have no spaces, quotes and equals signs in them.
+can begin a line of its own, or change what a terminal shows. Programs read it as it is; of key=value pairs
+that can be said only where no value has spaces, quotes or equals signs.
 
 Owns the logger `zeoid.audit`, the events and their form. They go where a handler was put for this very
 logger, as `to_file` does, and nowhere else: the server's own log says it in its own words. Tokens never come
