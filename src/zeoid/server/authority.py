@@ -30,6 +30,7 @@ from zeoid.server.methods import ANSWERED_LATER, METHODS
 from zeoid.wire.messages import SERVER_METHODS, Access, Method, Phase
 
 if TYPE_CHECKING:
+    from zeoid.server.hosted import Hosted
     from zeoid.server.session import Session
 
 #: The check of a call's arguments, what carries it out, whether it needs register, and whether its answer
@@ -86,6 +87,12 @@ class Admission:
         #: What was shown in vain. A program that shows one and the same again and again is no guesser, and
         #: does not lock out others on its host.
         self._shown: dict[str, set[bytes]] = {}
+
+    def follow_rules(self, storages: "Mapping[str, Hosted]") -> None:
+        """To be called now and then: sessions end that came in with other rights than they have by now."""
+        if self.policy.look():
+            for session in [session for hosted in storages.values() for session in hosted.clients]:
+                session.recheck()
 
     def is_refused(self, where: str) -> bool:
         """Whether what is at this address has failed too often to be heard at this time."""

@@ -19,7 +19,7 @@ from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
-from zeoid.security.identity import LOCAL, Peer
+from zeoid.security.identity import Peer
 from zeoid.security.roles import Policy
 from zeoid.server import listening
 from zeoid.server.authority import Admission
@@ -67,7 +67,8 @@ class _Transport(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.connections.add(self)
-        self._session = Session(self._server, self, Peer(_where(transport)), offer=self._server.offer)
+        peer = Peer(listening.where(transport))
+        self._session = Session(self._server, self, peer, offer=self._server.offer)
         self._deadline = asyncio.get_running_loop().call_later(
             self._server.handshake_timeout_s, self._too_slow
         )
@@ -181,13 +182,6 @@ class _Transport(asyncio.Protocol):
             self._transport.abort()
 
 
-def _where(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        return str(TcpAddress(name[0], name[1]))
-    return LOCAL
-
-
 class StorageServer:
     """Serves storages to clients.
 
@@ -209,7 +203,6 @@ class StorageServer:
         policy: Policy | None = None,
     ) -> None:
         self.offer = offer
-        #: Who may do what.
         self.admission = Admission(policy or Policy(), (clock or SystemClock()).monotonic)
         self.handshake_timeout_s = handshake_timeout_s
         self.connections: set[_Transport] = set()
@@ -331,9 +324,7 @@ class StorageServer:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(limits.TICK_S)
-            if self.admission.policy.look():
-                for session in [each for hosted in self.storages.values() for each in hosted.clients]:
-                    session.recheck()
+            self.admission.follow_rules(self.storages)
             for hosted in self.storages.values():
                 try:
                     hosted.tick()
