@@ -51,8 +51,8 @@ def tell(event: Event, peer: Peer, identity: Identity | None = None, **details: 
         if role is not None:
             entry["role"] = role.value
     entry |= details
-    # It is no format: an event is told as it is, also one with a percent sign.
-    log.info("%s", json.dumps({key: _plain(value) for key, value in entry.items()}))
+    line = json.dumps({key: _plain(value) for key, value in entry.items()})
+    log.info("%s", line.replace("\x7f", "\\u007f"))  # the only control character that JSON leaves as it is
 
 
 def _time(seconds: float) -> str:
