@@ -186,8 +186,8 @@ def test_what_is_no_token(path: Path) -> None:
     wrong = [
         "", "x", token[:-1], token + "A", token + "\n", " " + token, token.upper(), token[6:],
         token.replace("reports", "other"), token.replace("reports", "nobody"),
-        other.replace("other", "reports"), "zeoid_reports_" + "A" * 43, "zeoid__" + "A" * 43, token * 1000, "\ud800",
-        known["reports"].sha256.hex(),
+        other.replace("other", "reports"), "zeoid_reports_" + "A" * 43, "zeoid__" + "A" * 43,
+        token * 1000, "\ud800", known["reports"].sha256.hex(),
     ]  # fmt: skip
     assert [shown for shown in wrong if find(known, shown) is not None] == []
 

@@ -31,7 +31,9 @@ def check_options(
         raise ConfigurationError(f"coding must be M5 or Z5, not {coding!r}")
     if not isinstance(storage, str) or not isinstance(client_label, str):
         raise ConfigurationError("the names of a storage and of a client must be text")
-    if not isinstance(token, str) or not (token.isascii() and len(token) <= limits.TOKEN_CHARACTERS):
+    if token is not None and not (
+        isinstance(token, str) and token.isascii() and len(token) <= limits.TOKEN_CHARACTERS
+    ):
         # It is not shown: messages end up in logs.
         raise ConfigurationError("the token is not one that `zeoid tokens make` has printed")
     if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout > 0):

@@ -5,10 +5,16 @@ Owns these values only. How a certificate is checked is `tls`' business, what so
 
 from typing import Final
 
+from zeoid import limits
 from zeoid.model import frozen
 
 #: Where whoever connects to a unix socket is.
 LOCAL: Final = "local client"
+
+
+def printable(name: str) -> str:
+    """A name that others have chosen, as it may stand in a line of a log."""
+    return "".join(c if c.isprintable() else "?" for c in name[: limits.AUDIT_CHARACTERS])
 
 
 @frozen

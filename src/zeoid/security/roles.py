@@ -29,7 +29,7 @@ from zeoid import limits
 from zeoid.errors import ConfigurationError, Forbidden
 from zeoid.model import frozen
 from zeoid.security import tokens
-from zeoid.security.identity import Peer
+from zeoid.security.identity import Peer, printable
 from zeoid.security.watched import Watched
 from zeoid.wire.messages import Access
 
@@ -94,7 +94,7 @@ class Identity:
     def told(self, storage: str) -> str:
         """Its name and its role, for messages."""
         role = self.role(storage)
-        return f"{self.name or 'it'} has {role.value if role else 'none'}"
+        return f"{printable(self.name) or 'it'} has {role.value if role else 'none'}"
 
 
 TRUSTED: Final = Identity("", How.TRUSTED, None)
@@ -201,11 +201,11 @@ class Policy:
         self._now = now
         self._looked = now()
 
-    def identify(self, peer: Peer, token: str = "") -> Identity:
+    def identify(self, peer: Peer, token: str | None = None) -> Identity:
         """Who that is; NOBODY if it shows nothing. Forbidden if *token* is no good."""
         if peer.trusted:
             return TRUSTED
-        if token:
+        if token is not None:
             return self._by_token(token)
         if peer.certificate is None:
             return NOBODY

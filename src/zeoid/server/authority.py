@@ -24,7 +24,7 @@ from zeoid import limits
 from zeoid.errors import Forbidden, InvalidCall
 from zeoid.security import audit
 from zeoid.security.audit import Event
-from zeoid.security.identity import Peer
+from zeoid.security.identity import Peer, printable
 from zeoid.security.roles import EVERYTHING, NOBODY, NOTHING, Policy
 from zeoid.server.methods import ANSWERED_LATER, METHODS
 from zeoid.wire.messages import SERVER_METHODS, Access, Method, Phase
@@ -136,7 +136,7 @@ class Authority:
     @property
     def told(self) -> str:
         """Who it is, for the log."""
-        name = "".join(c if c.isprintable() else "?" for c in self.identity.name[: limits.AUDIT_CHARACTERS])
+        name = printable(self.identity.name)
         return f"{name} at {self.peer.where}" if name else self.peer.where
 
     @property
@@ -183,7 +183,7 @@ class Authority:
             raise InvalidCall(f"unknown storage: {storage[:100]!r}; this server has {known}")
         readable = sorted(name for name in names if Access.READ in self.identity.may(name))
         known = ", ".join(map(repr, readable)) or "none"
-        who = self.identity.name or "this client"
+        who = printable(self.identity.name) or "this client"
         self.tell(Event.REFUSED, storage=storage, reason="there is no such storage, or it may not be read")
         raise InvalidCall(f"unknown storage: {storage[:100]!r}; {who} may use {known}")
 
