@@ -78,6 +78,10 @@ class ServerError(ClientError):
     """The server reported an error that has no counterpart among ZODB's own; the message names it."""
 
 
+class Forbidden(ClientError):
+    """Whoever is connected may not do this. The message says what it needs, and what they have."""
+
+
 def not_stored(problem: BaseException) -> StorageError:
     """What a client is told when a blob met this failure of the server's disk."""
     why = (isinstance(problem, OSError) and problem.strerror) or repr(problem)

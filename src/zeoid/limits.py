@@ -161,6 +161,27 @@ TLS_NAMES_S: Final = 3.0
 #: … of which a message tells so many.
 TLS_NAMES_TOLD: Final = 5
 
+# Security ---------------------------------------------------------------------------------------------
+
+#: The files that say who may do what are looked at for changes no more often than this.
+RULES_RELOAD_S: Final = 1.0
+#: The largest file of tokens, or of rules, that is read.
+RULES_BYTES: Final = 1024 * 1024
+#: Certificates whose names and roles are remembered.
+CERTIFICATES_KNOWN: Final = 1000
+#: The longest token that is looked at. Ours have up to 114 characters.
+TOKEN_CHARACTERS: Final = 256
+#: Different tokens that one address may show in vain within a minute; after that it is refused unheard.
+FAILED_LOGINS_PER_MINUTE: Final = 10
+#: … and all addresses together: after that, each that has failed in this minute is refused unheard.
+FAILED_LOGINS_OF_ALL_PER_MINUTE: Final = 300
+#: Addresses whose failures are remembered; more, and the one that failed first is forgotten.
+FAILED_LOGIN_ADDRESSES: Final = 1000
+#: A name or a reason in the audit log is cut after so many characters …
+AUDIT_CHARACTERS: Final = 200
+#: … and a list after so many entries.
+AUDIT_ENTRIES: Final = 100
+
 # Client -----------------------------------------------------------------------------------------------
 
 #: The deadline of every call, and of waiting for a connection.

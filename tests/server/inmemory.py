@@ -21,6 +21,8 @@ from zeoid.engines.storage import StorageEngine
 from zeoid.model import MAX_TID, NO_TID, CheckCurrent, Conflict, Operation, Store, TransactionInfo
 from zeoid.ports import Commit, Engine, Prepared
 from zeoid.security import identity
+from zeoid.security.roles import Policy
+from zeoid.server.authority import Admission
 from zeoid.server.clients import Done
 from zeoid.server.hosted import Hosted
 from zeoid.server.methods import ANSWERED_LATER
@@ -199,8 +201,11 @@ class MemoryWire:
 class MemoryHouse:
     """A server without a network."""
 
-    def __init__(self, engines: Mapping[str, Engine] | None = None, **options: Any) -> None:
+    def __init__(
+        self, engines: Mapping[str, Engine] | None = None, *, policy: Policy | None = None, **options: Any
+    ) -> None:
         self.clock = FakeClock()
+        self.admission = Admission(policy or Policy(), self.clock.monotonic)
         self.slow = Threads()
         #: Where batches are made durable, and where what may take its time is done meanwhile.
         self.commit = Threads()
@@ -294,14 +299,15 @@ class Peer:
     """A client of the server in memory."""
 
     def __init__(
-        self, house: MemoryHouse, *, name: str = "peer", coding: str = "M5", offer: str = "Z5"
+        self, house: MemoryHouse, *, name: str = "peer", coding: str = "M5", offer: str = "Z5",
+        at: identity.Peer | None = None,
     ) -> None:
         self.house = house
         house.peers.append(self)
         self.wire = MemoryWire()
         self.connection = ClientConnection(coding)
         self.events: list[Event] = []
-        self.session = Session(house, self.wire, identity.Peer(name), offer=offer)
+        self.session = Session(house, self.wire, at or identity.Peer(name), offer=offer)
         self.read()
         self.send(self.connection.take_answer())
 

@@ -13,7 +13,7 @@ from ZODB import POSException
 from ZODB.utils import p64
 
 from tests.wire.samples import LATER_TID, OID, TID, nested, plain_values, unhurried
-from zeoid.errors import InvalidCall, ServerError, UndecodableMessage, UnsendableValue
+from zeoid.errors import Forbidden, InvalidCall, ServerError, UndecodableMessage, UnsendableValue
 from zeoid.wire import faults
 from zeoid.wire.codec import FAULT, PROTOCOLS, REPLY, codec_for
 from zeoid.wire.pickles import Instance
@@ -44,6 +44,7 @@ ERRORS: list[Exception] = [
     POSException.StorageError("disk"),
     POSException.StorageTransactionError("no such transaction", OID),
     POSException.Unsupported("history"),
+    Forbidden("pack needs the role admin; zope1 has write"),
 ]
 every_error = pytest.mark.parametrize("problem", ERRORS, ids=lambda problem: type(problem).__name__)
 

@@ -232,9 +232,13 @@ def test_names_are_unique_and_every_row_says_what_it_does() -> None:
         assert len(set(names)) == len(names)
 
 
-def test_only_register_comes_before_register() -> None:
+def test_what_comes_before_register() -> None:
     early = [method.name for method in SERVER_METHODS.values() if method.phase is Phase.UNREGISTERED]
-    assert early == ["register"]
+    assert early == ["register", "authenticate"]
+
+
+def test_only_saying_who_is_there_needs_no_access() -> None:
+    assert [method.name for method in SERVER_METHODS.values() if method.access is None] == ["authenticate"]
 
 
 def test_what_changes_the_storage_is_not_open_to_readers() -> None:
@@ -268,7 +272,7 @@ def test_the_methods_are_those_of_a_stock_server() -> None:
 def test_an_extension_is_what_no_stock_server_has() -> None:
     assert EXTENSIONS == (
         "tpc_prepare", "tpc_operate", "outcome", "checkpoint", "pack_status", "pack_cancel",
-            "blob_token", "blob_load", "loadBeforeMany",
+            "blob_token", "blob_load", "loadBeforeMany", "authenticate",
     )  # fmt: skip
     assert not set(EXTENSIONS) & (set(registered_methods) | set(vars(ZEOStorage)))
 
@@ -314,7 +318,7 @@ def test_the_documented_methods_are_the_spoken_ones(heading: str, table: dict[st
         assert rows[name]["signature"] == method.signature(), name
         assert rows[name]["summary"] == method.summary, name
         if rows[name]["access"] is not None:
-            assert rows[name]["access"] == method.access.value, name
+            assert rows[name]["access"] == ("none" if method.access is None else method.access.value), name
 
 
 def test_every_kind_of_argument_is_documented() -> None:

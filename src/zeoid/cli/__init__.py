@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from zeoid import __version__
-from zeoid.cli import cache, certs, checkpoint, copy, journal, pack, recover, serve
+from zeoid.cli import cache, certs, checkpoint, copy, journal, pack, recover, serve, tokens
 from zeoid.errors import ConfigurationError
 
 _VERBS = {
@@ -17,6 +17,7 @@ _VERBS = {
     "journal": journal,
     "cache": cache,
     "certs": certs,
+    "tokens": tokens,
 }
 
 

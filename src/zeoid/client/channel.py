@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zeoid import limits
-from zeoid.addresses import Address, TcpAddress
+from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.client.stream import Stream
 from zeoid.client.tls_stream import TlsStream
 from zeoid.errors import Disconnected, PeerError, TimedOut, ZeoidError
@@ -119,6 +119,11 @@ class Channel:
         self.address = address
         #: What such a connection needs, if it is to be encrypted, too.
         self.certificates = certificates
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether nobody in between can read what is sent: also that of a unix socket is not in the clear."""
+        return self.certificates is not None or isinstance(self.address, UnixAddress)
 
     # Opening --------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from zeoid.client.channel import Channel
 from zeoid.client.stream import connect
 from zeoid.client.verifying import Verifier, tid_of
 from zeoid.client.view import View
-from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
+from zeoid.errors import ClientError, Disconnected, Forbidden, PeerError, TimedOut, ZeoidError
 from zeoid.model import NO_TID
 from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
 
@@ -71,6 +71,7 @@ class Link:
         coding: str | None,
         label: str,
         certificates: "ClientContexts | None",
+        token: str,
         jitter: Callable[[], float],
         on_connected: Callable[[dict[str, Any]], None],
         on_info: Callable[[dict[str, Any]], None],
@@ -84,6 +85,7 @@ class Link:
         self._coding = coding
         self._label = label
         self._certificates = certificates
+        self._token = token
         self._jitter = jitter
         self._on_connected = on_connected
         self._on_info = on_info
@@ -269,6 +271,8 @@ class Link:
             if closed:
                 raise Disconnected("the storage is closed")
             channel.shake_hands(self._connect_timeout_s)
+            if self._token:
+                self._authenticate(channel)
             try:
                 tid = self._register(channel, access is Access.READ)
             except TimedOut:
@@ -287,10 +291,28 @@ class Link:
             raise
         return channel, tid, access is not Access.READ
 
+    def _authenticate(self, channel: Channel) -> None:
+        """Show the token. It never leaves in the clear; ClientError says why there is no connection."""
+        peer = channel.peer
+        if not channel.encrypted:
+            raise ClientError(f"the token is not sent to {peer}: this connection is not encrypted")
+        try:
+            channel.call("authenticate", (self._token,), self._connect_timeout_s)
+        except TimedOut:
+            raise
+        except Disconnected:
+            raise Disconnected(f"{peer} closed the connection when it was shown a token") from None
+        except Forbidden as refusal:
+            raise Forbidden(f"{peer} refused the token: {refusal}") from None
+        except (ValueError, TypeError):
+            raise ClientError(f"{peer} knows no tokens: leave the token out, or use a newer server") from None
+
     def _register(self, channel: Channel, read_only: bool) -> bytes:
         args = (self._storage, read_only)
         try:
             tid = channel.call("register", args, self._connect_timeout_s)
+        except Forbidden as refusal:
+            raise Forbidden(f"{channel.peer} refused: {refusal}") from None
         except (ValueError, TypeError) as refusal:
             raise ClientError(f"{channel.peer} refused: {refusal}") from None
         return NO_TID if tid is None or tid == b"" else tid_of(tid)

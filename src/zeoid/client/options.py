@@ -19,6 +19,7 @@ def check_options(
     *,
     storage: Any,
     client_label: Any,
+    token: Any,
     read_only: bool,
     read_only_fallback: bool,
     wait_timeout: Any,
@@ -33,6 +34,11 @@ def check_options(
         raise ConfigurationError(f"coding must be M5 or Z5, not {coding!r}")
     if not isinstance(storage, str) or not isinstance(client_label, str):
         raise ConfigurationError("the names of a storage and of a client must be text")
+    if token is not None and not (
+        isinstance(token, str) and token.isascii() and len(token) <= limits.TOKEN_CHARACTERS
+    ):
+        # It is not shown: messages end up in logs.
+        raise ConfigurationError("the token is not one that `zeoid tokens make` has printed")
     if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout > 0):
         raise ConfigurationError(f"wait_timeout must be a number of seconds, not {wait_timeout!r}")
     if cache_dir is not None and (not isinstance(cache_dir, str | os.PathLike) or not os.fspath(cache_dir)):

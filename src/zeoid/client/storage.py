@@ -82,6 +82,8 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     cache_size_bytes: the size of the object cache. Left out, 20 MiB in memory, 256 MiB in a cache_dir; there
         the process that makes the cache decides.
     client_label: a name for this client in the server's log.
+    token: what `zeoid tokens make` has printed, for a server that wants one. It is sent over
+        connections that are encrypted, and over unix sockets; with one, others are refused.
     server_sync: make a round trip at every transaction's begin, so that it sees what was committed before.
     read_ahead: over a slow link, also load what the objects that are loaded refer to, as far as it is used.
     coding: "M5" or "Z5"; left out, the better one that both sides know.
@@ -115,6 +117,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         cache_size_bytes: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         client_label: str = "",
+        token: str | None = None,
         server_sync: bool = False,
         read_ahead: bool = True,
         coding: str | None = None,
@@ -131,6 +134,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         check_options(
             storage=storage,
             client_label=client_label,
+            token=token,
             read_only=read_only,
             read_only_fallback=read_only_fallback,
             wait_timeout=wait_timeout,
@@ -172,6 +176,7 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
             coding=coding,
             label=client_label,
             certificates=certificates,
+            token=token or "",
             jitter=random.random,
             on_connected=self._connected,
             on_info=self._info.update,

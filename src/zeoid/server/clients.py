@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zeoid.commit.actions import Transaction
 
 if TYPE_CHECKING:
+    from zeoid.server.authority import Admission
     from zeoid.server.hosted import Hosted
     from zeoid.server.streams import Grant, Streams
 
@@ -31,6 +32,8 @@ class Client(Protocol):
     def let_go(self) -> None: ...
 
     def drop(self, reason: str) -> None: ...
+
+    def recheck(self) -> None: ...
 
 
 class Announcement:
@@ -68,5 +71,6 @@ class House(Protocol):
 
     storages: dict[str, "Hosted"]
     streams: "Streams"
+    admission: "Admission"
 
     def pack(self, hosted: "Hosted", time: float, done: Callable[[BaseException | None], None]) -> None: ...

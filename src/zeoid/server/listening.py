@@ -10,6 +10,7 @@ import stat
 
 from zeoid.addresses import TcpAddress
 from zeoid.errors import ConfigurationError
+from zeoid.security.identity import LOCAL
 
 
 def clear_stale_socket(path: str) -> None:
@@ -30,6 +31,12 @@ def clear_stale_socket(path: str) -> None:
         except OSError:
             pass
     raise ConfigurationError(f"can't listen on {path}: another server listens there")
+
+
+def where(transport: asyncio.BaseTransport) -> str:
+    """The address of whoever has connected."""
+    name = transport.get_extra_info("peername")
+    return str(TcpAddress(name[0], name[1])) if isinstance(name, tuple) else LOCAL
 
 
 async def hosts(address: TcpAddress) -> list[str] | None:

@@ -29,6 +29,7 @@ from zeoid.model import (
     Undo,
     frozen,
 )
+from zeoid.security.audit import Event
 from zeoid.wire import messages
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ class Outcome:
 
     id: bytes
     after: bytes
+
+
+def authenticate(session: "Session", token: str | bytes) -> str:
+    return session.authenticate(_text(token))
 
 
 def register(session: "Session", storage: str | bytes, read_only: bool) -> bytes:
@@ -252,6 +257,7 @@ def check_current(session: "Session", oid: bytes, serial: bytes, id: Any) -> Non
 
 def undo(session: "Session", transaction_id: bytes, id: Any) -> None:
     _operate(session, id, Undo(transaction_id))
+    session.authority.undoes(id, transaction_id)
 
 
 def blob_start(session: "Session") -> None:
@@ -289,7 +295,7 @@ def tpc_abort(session: "Session", id: Any) -> None:
     if session.has_uploads:
         session.abort_uploads(id)
     session.hosted.abort(session, id)
-    session.grant.over(id)
+    session.over(id)
 
 
 def operate(
@@ -299,6 +305,7 @@ def operate(
         tpc_begin(session, id, *begin)
     made: list[Operation] = []
     stores = 0
+    undone: list[bytes] = []
     missing: Exception | None = None
     for kind, oid, serial, data, same_as in operations:
         if kind == messages.STORE:
@@ -314,6 +321,7 @@ def operate(
             made.append(CheckCurrent(oid, serial))
         elif kind == messages.UNDO:
             made.append(Undo(data))
+            undone.append(data)
         else:
             try:
                 made.append(AttachBlob(oid, session.grant.staged.claim(id, data)))
@@ -327,6 +335,9 @@ def operate(
         except StorageTransactionError:
             session.hosted.discard([each.blob for each in made if isinstance(each, AttachBlob)])
             raise
+        if undone:
+            for each in undone:
+                session.authority.undoes(id, each)
     if missing is not None:
         transactions.break_(session, id, missing)
 
@@ -347,6 +358,7 @@ def outcome(session: "Session", id: bytes, after: bytes) -> Outcome:
 def checkpoint(session: "Session") -> Slow:
     if session.read_only:
         raise ReadOnlyError()
+    session.authority.tell(Event.CHECKPOINT)
     return Slow(session.hosted.engine.checkpoint)
 
 
@@ -385,7 +397,10 @@ def pack_cancel(session: "Session") -> str | None:
     """None, or why that can't be: it is nothing that the server's log would have to tell of."""
     if session.read_only or session.hosted.read_only:
         raise ReadOnlyError()
-    return session.hosted.packs.cancel(session.label)
+    refusal = session.hosted.packs.cancel(session.label)
+    if refusal is None:
+        session.authority.tell(Event.PACK_CANCELLED)
+    return refusal
 
 
 def server_status(session: "Session") -> dict[str, Any]:
@@ -412,6 +427,7 @@ def _bytes(value: str | bytes) -> bytes:
 _STATUSES: Final = (" ", "p")
 
 METHODS: Final[dict[str, Callable[..., Any]]] = {
+    "authenticate": authenticate,
     "register": register,
     "get_info": get_info,
     "lastTransaction": last_transaction,

@@ -18,8 +18,10 @@ from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
+from zeoid.security.roles import Policy
 from zeoid.security.tls import ServerContexts, ServerTls
 from zeoid.server import listening
+from zeoid.server.authority import Admission
 from zeoid.server.clients import Done, RunInThread
 from zeoid.server.hosted import Hosted
 from zeoid.server.streams import Streams
@@ -56,10 +58,12 @@ class StorageServer:
         resolve_conflicts: bool = False,
         clock: Clock | None = None,
         tls: ServerTls | ServerContexts | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.offer = offer
         #: What TCP connections are made with, if they have TLS.
         self.certificates = ServerContexts(tls) if isinstance(tls, ServerTls) else tls
+        self.admission = Admission(policy or Policy(), (clock or SystemClock()).monotonic)
         self.handshake_timeout_s = handshake_timeout_s
         self.connections: set[Transport] = set()
         self.addresses: list[Address] = []
@@ -197,6 +201,7 @@ class StorageServer:
             await asyncio.sleep(limits.TICK_S)
             if self.certificates is not None and self.certificates.look():
                 self._drop_revoked()
+            self.admission.follow_rules(self.storages)
             for hosted in self.storages.values():
                 try:
                     hosted.tick()

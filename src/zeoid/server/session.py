@@ -36,8 +36,11 @@ from ZODB.POSException import (
 from zeoid import limits
 from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
-from zeoid.errors import InvalidCall, PackCancelled, PeerError, UnsendableValue
+from zeoid.errors import Forbidden, InvalidCall, PackCancelled, PeerError, UnsendableValue
+from zeoid.security.audit import Event
 from zeoid.security.identity import Peer
+from zeoid.security.roles import NOBODY
+from zeoid.server.authority import Authority
 from zeoid.server.clients import Announcement, House, Wire
 from zeoid.server.downloads import Downloads
 from zeoid.server.hosted import Hosted
@@ -45,7 +48,6 @@ from zeoid.server.iterators import Iterators
 from zeoid.server.methods import (
     ANSWERED_LATER,
     LATER,
-    METHODS,
     NAMED_FIRST,
     OPERATIONS,
     Download,
@@ -61,7 +63,7 @@ from zeoid.wire.codec import Message, MessageId
 from zeoid.wire.connection import ServerConnection, State
 from zeoid.wire.loads import REQUEST_BYTES as LOAD_BYTES
 from zeoid.wire.loads import reply as reply_to_load
-from zeoid.wire.messages import SERVER_METHODS, TRANSACTION, Phase
+from zeoid.wire.messages import TRANSACTION, Access
 
 log = logging.getLogger("zeoid.server")
 _ASKED = State.ASKED
@@ -72,14 +74,6 @@ _HANDED_OVER = State.HANDED_OVER
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
 
 
-#: For each method: the check of its arguments, what carries it out, whether it needs register, and
-#: whether its answer comes later.
-_HANDLERS = {
-    name: (method.check, METHODS[name], method.phase is Phase.REGISTERED, name in ANSWERED_LATER)
-    for name, method in SERVER_METHODS.items()
-}
-
-
 class Session:
     """The server's side of one connection."""
 
@@ -87,8 +81,10 @@ class Session:
         self._house = house
         self._wire = wire
         self._connection = ServerConnection(offer)
-        self._peer = peer.where
         self._encrypted = peer.encrypted
+        self.authority = Authority(house.admission, peer)
+        self._handlers = self.authority.handlers
+        self._peer = self.authority.told
         self._calls: deque[Message] = deque()
         self._paused = False
         self._gathered: list[bytes] | None = None
@@ -110,7 +106,7 @@ class Session:
         self.registered = False
         self._answers_loads = False
         self._closed = False
-        self.label = peer.where
+        self.label = self._peer
         self.read_only = False
         self.iterators = Iterators()
         wire.write(self._connection.offer)
@@ -214,7 +210,7 @@ class Session:
     def _call(self, message_id: MessageId, flag: int, name: str, args: Any) -> None:
         one_way = flag != 0
         try:
-            handler = _HANDLERS.get(name)
+            handler = self._handlers.get(name)
             if handler is None:
                 raise InvalidCall(f"there is no method {name[:100]!r}")
             check, carry_out, after_register, answered_later = handler
@@ -250,12 +246,16 @@ class Session:
         """Say so: in the reply and in the log, at the vote, or by closing the connection."""
         if one_way and self._breaks(name, args, problem):
             return
-        if not isinstance(problem, (InvalidCall, *_EXPECTED)):
+        if isinstance(problem, Forbidden):
+            self.authority.tell(Event.REFUSED, reason=str(problem))
+        if not isinstance(problem, (InvalidCall, Forbidden, *_EXPECTED)):
             log.error("%s: %s failed", self.label, name, exc_info=problem)
-        elif isinstance(problem, InvalidCall) and not one_way:
+        elif isinstance(problem, (InvalidCall, Forbidden)) and not one_way:
             log.warning("%s: %s", self.label, problem)
         if not one_way:
             self._fault(message_id, problem)
+            if isinstance(problem, Forbidden) and not self.registered:
+                self.drop("it did not get in")
         else:
             self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
 
@@ -274,17 +274,26 @@ class Session:
             return False
         return True
 
+    def authenticate(self, token: str) -> str:
+        name = self.authority.authenticate(token)
+        self._handlers = self.authority.handlers
+        self.label = self._peer = self.authority.told
+        log.info("%s has shown a token", self.label)
+        return name
+
     def register(self, storage: str, read_only: bool) -> bytes:
-        hosted = self._house.storages.get(storage)
-        if hosted is None:
-            names = ", ".join(repr(name) for name in sorted(self._house.storages))
-            raise InvalidCall(f"unknown storage: {storage[:100]!r}; this server has {names}")
-        if hosted.read_only and not read_only:
+        granted = self.authority.enter(storage, self._house.storages)
+        hosted = self._house.storages[storage]
+        may_write = Access.WRITE in granted
+        if not read_only and (hosted.read_only or not may_write):
             raise ReadOnlyError()
         self.read_only = read_only
         self.hosted = hosted
-        self.grant = Grant(hosted, read_only, self._peer, encrypted=self._encrypted)
+        self.grant = Grant(hosted, read_only or not may_write, self._peer, encrypted=self._encrypted)
         self.registered = True
+        self.authority.entered(storage, granted, read_only=read_only)
+        self._handlers = self.authority.handlers
+        # Nobody is registered who may not read.
         self._answers_loads = hosted.engine.inline
         self._connection.registered()
         hosted.clients.add(self)
@@ -299,8 +308,19 @@ class Session:
         log.info("%s is labelled %s", self.label, printable)
         self.label = f"{printable} {self._peer}"
 
+    def recheck(self) -> None:
+        """The rules have changed. Who has other rights by them than it came in with has to come in again."""
+        if not self._closed and self.authority.has_changed:
+            self.authority.tell(Event.REVOKED)
+            self.drop("it has other rights now, and has to connect again")
+
     def _report_status(self) -> None:
-        status = {name: hosted.status() for name, hosted in self._house.storages.items()}
+        if self.authority.identity is NOBODY:
+            self.authority.tell(Event.REFUSED, reason="its status is told to those only whom it knows")
+            self.drop("it wants to know the server's status, and does not say who it is")
+            return
+        may_read = self.authority.may_read
+        status = {name: hosted.status() for name, hosted in self._house.storages.items() if may_read(name)}
         payload = json.dumps(status).encode("ascii")
         self._write(len(payload).to_bytes(4, "big") + payload)
         self.drop("")
@@ -412,6 +432,9 @@ class Session:
         answer_later = pack.wait and not one_way
 
         def done(problem: BaseException | None) -> None:
+            self.authority.tell(
+                Event.PACKED, pack_time=pack.time, problem=None if problem is None else str(problem)
+            )
             if problem is None:
                 log.info("%s has packed storage %r", self.label, hosted.name)
             elif isinstance(problem, PackCancelled):
@@ -456,6 +479,7 @@ class Session:
             self._reply(message_id, "vote", value)
         if transaction.state is _FINISHING:
             self.grant.over(transaction.id)
+            self.authority.committed(transaction.id, value)
 
     def refuse(self, transaction: Transaction, problem: Exception) -> None:
         self._refuse(transaction.id, problem)
@@ -464,7 +488,12 @@ class Session:
         message_id = self._awaited.pop(id, None)
         if message_id is not None and not self._closed:
             self._failed(message_id, False, "vote", (), problem)
+        self.over(id)
+
+    def over(self, id: Any) -> None:
+        """A transaction is over, and is not committed."""
         self.grant.over(id)
+        self.authority.over(id)
 
     def tell(self, announcement: Announcement) -> None:
         if self._closed:
@@ -563,5 +592,6 @@ class Session:
         if self._uploads is not None:
             self._uploads.close()
         if self.registered:
+            self.authority.tell(Event.DISCONNECTED)
             self._house.streams.end(self.grant)
             self.hosted.disconnected(self)

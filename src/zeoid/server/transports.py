@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from zeoid import limits
-from zeoid.addresses import TcpAddress
 from zeoid.errors import EncryptionError
 from zeoid.security.identity import Peer
 from zeoid.security.pipes import Pipe, TlsPipe
+from zeoid.server import listening
 from zeoid.server.session import Session
 from zeoid.server.streams import Grant
 
@@ -67,7 +67,7 @@ class Transport(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.connections.add(self)
-        self._begin(_where(transport))
+        self._begin(listening.where(transport))
         self._deadline = asyncio.get_running_loop().call_later(
             self._server.handshake_timeout_s, self._too_slow
         )
@@ -303,10 +303,3 @@ class TlsTransport(Transport):
             self._end.close()
             self._flush()
         super().close()
-
-
-def _where(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        return str(TcpAddress(name[0], name[1]))
-    return "local client"

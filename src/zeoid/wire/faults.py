@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ZODB import POSException
 
-from zeoid.errors import InvalidCall, ServerError, UnsendableValue
+from zeoid.errors import Forbidden, InvalidCall, ServerError, UnsendableValue
 from zeoid.wire.pickles import Instance
 
 #: The class's dotted name, and its constructor arguments or its attributes.
@@ -21,6 +21,9 @@ def describe(problem: BaseException) -> Fault:
     if isinstance(problem, (InvalidCall, UnsendableValue)):
         # Stock clients know TypeError, and not ours.
         return "builtins.TypeError", (str(problem),)
+    if isinstance(problem, Forbidden):
+        # Stock clients make a ServerException, a StorageError, of any name that they don't know.
+        return _FORBIDDEN, (str(problem),)
     kind = type(problem)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(problem, POSException.MultipleUndoErrors):
@@ -121,6 +124,7 @@ def _reason(error: Any) -> str:
     return str(error)
 
 
+_FORBIDDEN: Final = "zeoid.errors.Forbidden"
 #: What conflicts and failed undos know of themselves.
 _ATTRIBUTES: Final = frozenset({"class_name", "message", "oid", "serials", "_oid", "_reason"})
 
@@ -138,4 +142,5 @@ _REBUILD: Final[dict[str, Callable[[Any], Exception]]] = {
     "ZODB.POSException.StorageError": _with_args(POSException.StorageError),
     "ZODB.POSException.StorageTransactionError": _with_args(POSException.StorageTransactionError),
     "ZODB.POSException.Unsupported": _with_args(POSException.Unsupported),
+    _FORBIDDEN: _with_args(Forbidden),
 }

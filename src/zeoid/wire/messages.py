@@ -29,6 +29,8 @@ class Access(Enum):
     READ = "read"
     WRITE = "write"
     ADMIN = "admin"
+    #: To be told all that is committed, in order to keep a copy of it.
+    REPLICA = "replica"
 
 
 Check = Callable[[Any], bool]
@@ -180,7 +182,8 @@ class Method:
     args: tuple[tuple[str, Kind], ...]
     optional: int = 0
     phase: Phase = Phase.REGISTERED
-    access: Access = Access.READ
+    #: None: nothing. Only what says who is there needs nothing, and what a server calls on its client.
+    access: Access | None = None
     summary: str = ""
     #: Whether stock servers don't know it, so that they must not be asked.
     extension: bool = False
@@ -316,6 +319,8 @@ SERVER_METHODS: Final = _table(
            "the size of a blob, and its content unless it is larger than most", extension=True),
     Method("loadBeforeMany", (("oids", BULK_OIDS), ("tid", TID)), 0, _P, _R,
            "the newest revisions before tid of several objects", extension=True),
+    Method("authenticate", (("token", TEXT),), 0, Phase.UNREGISTERED, None,
+           "say who is there, before `register`; the reply is the name", extension=True),
 )  # fmt: skip
 
 #: What a server may call, one-way, on a client.
