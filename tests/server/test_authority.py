@@ -573,13 +573,14 @@ def test_an_undo_that_is_given_up_is_not_told(
     peer.commit(A, data=b"other")
     (undoable, *_) = undo_log(town, peer)
     for end in ("tpc_abort", "tpc_finish"):
-        peer.begin(b"one")
+        id = end.encode()
+        peer.begin(id)
         if together:
-            peer.one_way("tpc_operate", b"one", None, [(4, None, None, undoable["id"], None)])
+            peer.one_way("tpc_operate", id, None, [(4, None, None, undoable["id"], None)])
         else:
-            peer.one_way("undoa", undoable["id"], b"one")
-        peer._settled(peer.start("vote", b"one"))
-        peer.ask(end, b"one")
+            peer.one_way("undoa", undoable["id"], id)
+        peer._settled(peer.start("vote", id))
+        peer.ask(end, id)
         told = [event["event"] for event in events(audit_file)]
         assert told.count("undid") == (end == "tpc_finish")
     assert peer.session.authority._undone == {}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ZEO.asyncio import marshal
 from ZEO.asyncio.client import exc_factories
+from ZEO.Exceptions import ServerException
 from ZODB import POSException
 from ZODB.utils import p64
 
@@ -85,6 +86,15 @@ def test_the_samples_are_every_error_that_crosses_by_name() -> None:
 @every_error
 def test_an_error_survives(problem: Exception, protocol: str) -> None:
     check_same(faults.rebuild(sent(protocol, faults.describe(problem))), problem)
+
+
+def test_what_is_forbidden_reaches_a_stock_client() -> None:
+    """It makes a ServerException, which is a StorageError, of what it does not know: with the text."""
+    name, details = faults.describe(Forbidden("pack needs the role admin; zope1 has write"))
+    assert name not in exc_factories
+    problem = ServerException(name, details)
+    assert isinstance(problem, POSException.StorageError)
+    assert "pack needs the role admin; zope1 has write" in str(problem)
 
 
 @both
