@@ -14,6 +14,7 @@ from zeoid import limits
 from zeoid.admin.comparing import differences
 from zeoid.admin.copying import Copying, Stopped, Tally
 from zeoid.admin.reading import Reading, shown
+from zeoid.cli.connecting import add_security, security
 from zeoid.config.storages import NamedStorage, named_storage
 from zeoid.errors import ConfigurationError, CopyFailed
 from zeoid.model import NO_TID
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify", action="store_true", help="don't read both again afterwards to compare them"
     )
+    add_security(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -48,9 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     if _same(arguments.source, arguments.destination):
         raise ConfigurationError("source and destination are the same")
-    source = named_storage(arguments.source, blob_directory=arguments.source_blobs)
+    shown_to_servers = security(arguments)
+    source = named_storage(
+        arguments.source, blob_directory=arguments.source_blobs, client_options=shown_to_servers
+    )
     destination = named_storage(
-        arguments.destination, blob_directory=arguments.destination_blobs, writing=True
+        arguments.destination,
+        blob_directory=arguments.destination_blobs,
+        writing=True,
+        client_options=shown_to_servers,
     )
     progress = Progress(sys.stderr, time.monotonic, quiet=arguments.quiet)
     with (

@@ -17,6 +17,7 @@ from zeoid.addresses import DEFAULT_PORT, TcpAddress, parse_address
 from zeoid.config.serving import ServingOptions, read_configuration, storages_of_path
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Engine
+from zeoid.security.audit import AuditFile, to_file
 from zeoid.server.server import StorageFailure, StorageServer, serve_forever
 
 SUMMARY = "serve a database to other processes"
@@ -58,8 +59,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resolve-conflicts", action="store_true",
         help="resolve conflicts in the server, which imports the application's classes for that",
     )  # fmt: skip
+    parser.add_argument(
+        "--tls", metavar="FILE",
+        help="TLS on every TCP address: a private key, its certificate, and the authority whose clients are "
+        "let in, as `zeoid certs server` makes it",
+    )  # fmt: skip
+    parser.add_argument("--tls-key", metavar="FILE", help="the private key, if it is not in there")
+    parser.add_argument("--tls-ca", metavar="FILE", help="the authorities, if they are not in there")
+    parser.add_argument("--tls-revoked", metavar="FILE", help="the list of certificates that were revoked")
+    parser.add_argument(
+        "--tokens", metavar="FILE", help="let in whoever shows a token of this file (`zeoid tokens`), too"
+    )
+    parser.add_argument("--access", metavar="FILE", help="a file that says who may do what")
+    parser.add_argument(
+        "--default-role", metavar="ROLE", help="the role of certificates that have none (default: write)"
+    )
+    parser.add_argument(
+        "--audit-log", metavar="FILE",
+        help="write a line for whoever connects, is refused, packs or undoes to this file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--insecure", action="store_true",
+        help="listen without TLS on addresses that other machines reach, and let them do everything",
+    )  # fmt: skip
     parser.add_argument("--pid-file", metavar="FILE", help="write the process id to this file")
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
+
+
+_SECURITY = (
+    "tls", "tls_key", "tls_ca", "tls_revoked", "tokens", "access", "default_role", "audit_log", "insecure",
+)  # fmt: skip
 
 
 def _port(text: str) -> int:
@@ -109,6 +138,10 @@ def options(arguments: argparse.Namespace) -> ServingOptions:
         given = replace(given, transaction_timeout_s=arguments.transaction_timeout)
     if arguments.resolve_conflicts:
         given = replace(given, resolve_conflicts=True)
+    if arguments.tls and given.security.tls:
+        raise ConfigurationError("the certificate is in the configuration file: leave --tls out")
+    chosen = {name: value for name in _SECURITY if (value := getattr(arguments, name))}
+    given = replace(given, security=replace(given.security, **chosen))
     if arguments.pid_file:
         given = replace(given, pid_file=Path(arguments.pid_file))
     return given
@@ -118,21 +151,26 @@ def run(arguments: argparse.Namespace) -> int:
     given = options(arguments)
     _start_log(given, logging.WARNING if arguments.quiet else logging.INFO)
     system.allow_more_files()
-    engines = _open_all(given)
-    server = StorageServer(
-        engines,
-        read_only=given.read_only,
-        offer=given.offer,
-        transaction_timeout_s=given.transaction_timeout_s,
-        invalidation_log_transactions=given.invalidation_log_transactions,
-        resolve_conflicts=given.resolve_conflicts,
-    )
-
-    def on_loop(loop: asyncio.AbstractEventLoop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stopping, server, number)
-
+    security = given.security.server_options()
     with contextlib.ExitStack() as stack:
+        audit_file = _audit_file(given)
+        if audit_file is not None:
+            stack.callback(audit_file.close)
+        engines = _open_all(given)
+        server = StorageServer(
+            engines,
+            read_only=given.read_only,
+            offer=given.offer,
+            transaction_timeout_s=given.transaction_timeout_s,
+            invalidation_log_transactions=given.invalidation_log_transactions,
+            resolve_conflicts=given.resolve_conflicts,
+            **security,
+        )
+
+        def on_loop(loop: asyncio.AbstractEventLoop) -> None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, _stopping, server, number)
+            loop.add_signal_handler(signal.SIGHUP, _reloading, server, audit_file)
 
         def on_ready(loop: asyncio.AbstractEventLoop) -> None:
             # What was made so far lives as long as the process: the garbage collector need not look at it.
@@ -150,6 +188,26 @@ def run(arguments: argparse.Namespace) -> int:
 def _stopping(server: StorageServer, number: signal.Signals) -> None:
     log.info("stopping on %s", number.name)
     server.stop()
+
+
+def _reloading(server: StorageServer, audit_file: AuditFile | None) -> None:
+    log.info("looking at certificates again on SIGHUP")
+    server.reload_certificates()
+    if audit_file is not None:
+        try:
+            audit_file.reopen()
+        except OSError as problem:
+            log.error("the audit log can't be opened anew, the old file is used: %s", problem)
+
+
+def _audit_file(given: ServingOptions) -> AuditFile | None:
+    path = given.security.audit_log
+    if path is None:
+        return None
+    try:
+        return to_file(path)
+    except OSError as problem:
+        raise ConfigurationError(f"can't write the audit log {path}: {problem.strerror}") from None
 
 
 def _start_log(given: ServingOptions, level: int) -> None:

@@ -16,6 +16,7 @@ from ZODB.config import BlobStorage, FileStorage
 
 from zeoid import limits
 from zeoid.addresses import DEFAULT_PORT, Address, TcpAddress, UnixAddress
+from zeoid.config.securing import Securing
 from zeoid.engines.opening import check_data_file, open_filestorage, open_memory, open_storage
 from zeoid.errors import ConfigurationError
 from zeoid.model import frozen
@@ -33,6 +34,7 @@ class ServingOptions:
     transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S
     invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS
     resolve_conflicts: bool = False
+    security: Securing = Securing()
     pid_file: Path | None = None
     start_log: Callable[[], None] | None = None
 
@@ -84,8 +86,24 @@ def read_configuration(path: str) -> ServingOptions:
         transaction_timeout_s=zeo.transaction_timeout,
         invalidation_log_transactions=zeo.invalidation_queue_size,
         resolve_conflicts=not zeo.client_conflict_resolution,
+        security=_security(zeo),
         pid_file=Path(zeo.pid_filename) if zeo.pid_filename else None,
         start_log=_log_starter(path, config.eventlog),
+    )
+
+
+def _security(zeo: Any) -> Securing:
+    ssl = zeo.ssl
+    return Securing(
+        tls=ssl and ssl.certificate,
+        tls_key=ssl and ssl.key,
+        tls_ca=ssl and ssl.authenticate,
+        tls_revoked=ssl and ssl.revoked,
+        tokens=zeo.tokens,
+        access=zeo.access,
+        audit_log=zeo.audit_log,
+        default_role=zeo.default_role,
+        insecure=zeo.insecure,
     )
 
 
@@ -127,6 +145,18 @@ def number(text: str) -> int:
     if value < 0:
         raise ValueError(f"{text!r} is negative")
     return value
+
+
+def no_password(text: str) -> str:
+    """The name of a function that would be asked for the password of a private key."""
+    raise ValueError("a private key with a password is not read: remove it (openssl pkey), nobody is asked")
+
+
+def no_directory(text: str) -> str:
+    """A file of authorities: ZEO takes a directory as well."""
+    if os.path.isdir(text):
+        raise ValueError(f"{text} is a directory: name one file with all the certificates")
+    return text
 
 
 def _log_starter(path: str, eventlog: Callable[[], Any] | None) -> Callable[[], None] | None:

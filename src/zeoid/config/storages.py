@@ -9,7 +9,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ _ADDRESS = re.compile(r"(\[[^]]+\]|[^/:]*):\d+")
 _CONFIGURATION_NAME = re.compile(r".*\.(conf|cfg|xml|zcml|ini)", re.IGNORECASE)
 _PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)|(?<=password=)[^&]*|(?<=passwd=)[^&]*")
 _CLIENT_LABEL = "zeoid copy"
+
+#: For whoever opens no server.
+_NO_OPTIONS: Mapping[str, Any] = {}
 
 Opener = Callable[[], Any]
 
@@ -61,13 +64,24 @@ class NamedStorage:
         raise ConfigurationError(" ".join(text.split()))
 
 
-def named_storage(text: str, *, blob_directory: str | None = None, writing: bool = False) -> NamedStorage:
+def named_storage(
+    text: str,
+    *,
+    blob_directory: str | None = None,
+    writing: bool = False,
+    client_options: Mapping[str, Any] = _NO_OPTIONS,
+) -> NamedStorage:
     """The storage that *text* names, which will be opened to read it, or for *writing*.
 
-    *blob_directory* goes with a data file only. ConfigurationError if it isn't clear what is meant.
+    *blob_directory* goes with a data file only. *client_options* are arguments of a ClientStorage, if it is
+    one and its URI has no options for them. ConfigurationError if it isn't clear what is meant.
     """
     name = _hidden(text)
-    kind, opener = _of_uri(text, writing) if _URI.match(text) else _of_path(text, writing)
+    opener: Opener | None
+    if _URI.match(text):
+        kind, opener = _of_uri(text, writing, client_options)
+    else:
+        kind, opener = _of_path(text, writing, client_options)
     if opener is None:
         return NamedStorage(name, lambda: _open_data_file(text, blob_directory, writing))
     if blob_directory is not None:
@@ -79,14 +93,14 @@ def _hidden(text: str) -> str:
     return _PASSWORD.sub("***", text) if _URI.match(text) else text
 
 
-def _of_path(text: str, writing: bool) -> tuple[str, Opener | None]:
+def _of_path(text: str, writing: bool, options: Mapping[str, Any]) -> tuple[str, Opener | None]:
     """What kind of thing is named, and how to open it; no opener for a data file."""
     try:
         mode = os.stat(text).st_mode
     except OSError:
-        return _of_missing(text, writing)
+        return _of_missing(text, writing, options)
     if stat.S_ISSOCK(mode):
-        return "a server's socket", _client_opener(os.path.abspath(text), writing)
+        return "a server's socket", _client_opener(os.path.abspath(text), writing, options)
     if stat.S_ISREG(mode) and os.path.getsize(text):
         with open(text, "rb") as file:
             if file.read(MAGIC_BYTES) not in MAGICS:
@@ -94,22 +108,24 @@ def _of_path(text: str, writing: bool) -> tuple[str, Opener | None]:
     return "", None
 
 
-def _of_missing(text: str, writing: bool) -> tuple[str, Opener | None]:
+def _of_missing(text: str, writing: bool, options: Mapping[str, Any]) -> tuple[str, Opener | None]:
     path, _, section = text.partition("#")
     if section and os.path.isfile(path):
         return "a configuration file", _configured(path, section, writing)
     if _CONFIGURATION_NAME.fullmatch(path):
         raise ConfigurationError(f"there is no configuration file {path}")
     if _ADDRESS.fullmatch(text):
-        return "a server's address", _client_opener(text, writing)
+        return "a server's address", _client_opener(text, writing, options)
     return "", None
 
 
-def _client_opener(address: str, writing: bool) -> Opener:
+def _client_opener(address: str, writing: bool, options: Mapping[str, Any]) -> Opener:
     def opener() -> Any:
         from zeoid.client.storage import ClientStorage
 
-        return ClientStorage(parse_address(address), read_only=not writing, client_label=_CLIENT_LABEL)
+        return ClientStorage(
+            parse_address(address), read_only=not writing, client_label=_CLIENT_LABEL, **options
+        )  # fmt: skip
 
     return opener
 
@@ -163,10 +179,10 @@ def _checked(opener: Opener, writing: bool) -> Opener:
 # URIs -------------------------------------------------------------------------------------------------
 
 
-def _of_uri(uri: str, writing: bool) -> tuple[str, Opener]:
+def _of_uri(uri: str, writing: bool, options: Mapping[str, Any]) -> tuple[str, Opener]:
     scheme, name = uri.partition(":")[0], _hidden(uri)
     if scheme == uris.SCHEME:
-        opener, leftovers = uris.resolve(_with_options(uri, writing))
+        opener, leftovers = uris.resolve(_with_options(uri, writing), options)
         if leftovers:
             raise ConfigurationError(f"{name}: no such option: {', '.join(leftovers)}")
         return "a URI", opener

@@ -3,13 +3,14 @@
 Owns how such a URI is read. Knows nothing of other schemes, and does not need zodburi to be installed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import ZConfig.datatypes
 
 from zeoid.addresses import DEFAULT_PORT, Address, UnixAddress, parse_address
+from zeoid.config.securing import read_token
 from zeoid.errors import ConfigurationError
 
 SCHEME = "zeoid"
@@ -33,6 +34,11 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "cache_size_bytes": _byte_size,
     "cache_dir": str,
     "client_label": str,
+    "tls": str,
+    "tls_key": str,
+    "tls_ca": str,
+    "tls_server_hostname": str,
+    "token_file": str,
     "server_sync": _yes_or_no,
     "read_ahead": _yes_or_no,
     "coding": str,
@@ -43,11 +49,11 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def resolve(uri: str) -> tuple[Callable[[], Any], dict[str, str]]:
+def resolve(uri: str, defaults: Mapping[str, Any] | None = None) -> tuple[Callable[[], Any], dict[str, str]]:
     """What zodburi wants of a resolver: a function that opens the storage, and the arguments not taken.
 
     `zeoid://HOST[:PORT][,HOST[:PORT]…][?OPTIONS]`, or `zeoid:///path/of/socket[?OPTIONS]`. ConfigurationError
-    if it is neither.
+    if it is neither. *defaults*: arguments of `ClientStorage` that hold where the URI has no option.
     """
     addresses = _addresses(uri)
     leftovers = dict(parse_qsl(urlsplit(uri).query, keep_blank_values=True))
@@ -59,6 +65,10 @@ def resolve(uri: str) -> tuple[Callable[[], Any], dict[str, str]]:
                 options[name] = convert(text)
             except ValueError:
                 raise ConfigurationError(f"{uri}: {name} can't be {text!r}") from None
+
+    if "token_file" in options:
+        options["token"] = read_token(options.pop("token_file"))
+    options = {**(defaults or {}), **options}
 
     def factory() -> Any:
         from zeoid.client.storage import ClientStorage

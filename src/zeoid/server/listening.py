@@ -4,6 +4,7 @@ Must not know what a server does with a connection.
 """
 
 import asyncio
+import ipaddress
 import os
 import socket
 import stat
@@ -48,6 +49,33 @@ async def hosts(address: TcpAddress) -> list[str] | None:
     )
     each = list(dict.fromkeys(str(info[4][0]) for info in found))
     return each if address.port else each[:1]
+
+
+def private_socket(path: str) -> socket.socket:
+    """A unix socket that only this user can connect to. OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        os.chmod(path, 0o600)  # nobody can connect before it listens
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def is_open(hosts: list[str] | None) -> bool:
+    """Whether other machines may reach one of these addresses."""
+    return hosts is None or not all(ipaddress.ip_address(host).is_loopback for host in hosts)
+
+
+def refuse_open(address: TcpAddress, hosts: list[str] | None) -> None:
+    """ConfigurationError if other machines may reach it."""
+    if is_open(hosts):
+        raise ConfigurationError(
+            f"won't listen on {address} without TLS: whoever reaches it could read and change everything. "
+            "Make certificates with `zeoid certs init` and give --tls, listen on localhost or a unix socket, "
+            "or, if nobody but trusted machines can reach it, give --insecure"
+        )
 
 
 def why(problem: OSError | UnicodeError) -> str:

@@ -40,7 +40,8 @@ class SystemClock:
 class StorageServer:
     """Serves storages to clients.
 
-    With *tls* every TCP address has it; unix sockets never do.
+    With *tls* every TCP address has it; unix sockets never do. Without, addresses that other machines
+    reach are refused, unless it is to be *insecure*.
 
     *storages* maps names (by convention "1", "2", …) to engines; the server closes them when it stops.
     Everything but the constructor must be called on the event loop's thread.
@@ -59,10 +60,12 @@ class StorageServer:
         clock: Clock | None = None,
         tls: ServerTls | ServerContexts | None = None,
         policy: Policy | None = None,
+        insecure: bool = False,
     ) -> None:
         self.offer = offer
         #: What TCP connections are made with, if they have TLS.
         self.certificates = ServerContexts(tls) if isinstance(tls, ServerTls) else tls
+        self._insecure = insecure
         self.admission = Admission(policy or Policy(), (clock or SystemClock()).monotonic)
         self.handshake_timeout_s = handshake_timeout_s
         self.connections: set[Transport] = set()
@@ -125,12 +128,15 @@ class StorageServer:
         try:
             if isinstance(address, UnixAddress):
                 listening.clear_stale_socket(address.path)
-                server = await loop.create_unix_server(self._connection, address.path)
+                sock = listening.private_socket(address.path)
+                server = await loop.create_unix_server(self._connection, sock=sock)
                 made = os.stat(address.path)
                 self._sockets_made.append((address.path, made.st_ino))
                 bound: Address = address
             else:
                 hosts = await listening.hosts(address)
+                if self.certificates is None and not self._insecure:
+                    listening.refuse_open(address, hosts)
                 make = self._connection if self.certificates is None else self._tls_connection
                 server = await loop.create_server(make, hosts, address.port, reuse_address=True)
                 names = [sock.getsockname() for sock in server.sockets]
@@ -139,6 +145,8 @@ class StorageServer:
                 bound = TcpAddress(names[0][0], names[0][1])
         except (OSError, UnicodeError) as problem:  # the latter for a name that can't be looked up
             raise ConfigurationError(f"can't listen on {address}: {listening.why(problem)}") from None
+        if isinstance(address, TcpAddress) and self.certificates is None and listening.is_open(hosts):
+            log.warning("anybody who reaches %s can read and change everything: it has no TLS", bound)
         self._listeners.append(server)
         self.addresses.append(bound)
         log.info("listening on %s", bound)
