@@ -19,9 +19,7 @@ START_TIMEOUT_S = 90.0
 REQUEST_TIMEOUT_S = 30.0
 INHERITED = ("HOME", "LANG", "LC_ALL", "PATH")
 
-ZOPE_CONF = """\
-instancehome {instance}
-
+DATABASE = """\
 <zodb_db main>
   mount-point /
   <zeoclient>
@@ -159,23 +157,34 @@ class Zope:
             connection.close()
 
 
-def start_zope(
-    workspace: Workspace, venv: ZopeVenv, name: str, server: str, user: User, *, first: bool
-) -> Zope:
-    """Write an instance and start Zope in it.
+def write_instance(folder: Path, database: str, user: User | None = None, home: Path | None = None) -> None:
+    """Make the folder of an instance, which Zope will know as *home*; *database* is a section for `zope.conf`.
 
     The first Zope on an empty database gets the file `inituser`, from which Zope makes the user. The others
     must not have it: each would make the user anew, and two that start together would conflict.
     """
+    (folder / "var").mkdir(parents=True)
+    (folder / "zope.conf").write_text(f"instancehome {quoted(home or folder)}\n\n{database}")
+    (folder / "zope.ini").write_text(ZOPE_INI)
+    if user is not None:
+        (folder / "inituser").write_text(f"{user.name}:{user.password}\n")
+
+
+def quoted(path: Path) -> str:
+    """What stands for it in a ZConfig file."""
+    return str(path).replace("$", "$$")
+
+
+def environment() -> dict[str, str]:
+    """A Zope's: nothing of the demo's own, such as PYTHONPATH, may change what it is."""
+    return {key: os.environ[key] for key in INHERITED if key in os.environ}
+
+
+def start_zope(
+    workspace: Workspace, venv: ZopeVenv, name: str, server: str, user: User, *, first: bool
+) -> Zope:
+    """Write an instance and start Zope in it."""
     instance = workspace.folder / re.sub(r"\W", "", name.lower())
-    (instance / "var").mkdir(parents=True)
-    (instance / "zope.conf").write_text(
-        ZOPE_CONF.format(instance=str(instance).replace("$", "$$"), server=server)
-    )
-    (instance / "zope.ini").write_text(ZOPE_INI)
-    if first:
-        (instance / "inituser").write_text(f"{user.name}:{user.password}\n")
-    # Nothing of the demo's own environment, such as PYTHONPATH, may change what this Zope is.
-    environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
-    process = workspace.start(name, [str(venv.runwsgi), str(instance / "zope.ini")], environment)
+    write_instance(instance, DATABASE.format(server=server), user if first else None)
+    process = workspace.start(name, [str(venv.runwsgi), str(instance / "zope.ini")], environment())
     return Zope(name, process, user)

@@ -1,6 +1,8 @@
-"""Several computers on one: network namespaces that a bridge connects, each with a name and an address.
+"""Several computers on one: network namespaces that a bridge connects.
 
-Needs root and `ip`; everything that was made is removed in the end. Must not know what runs on the computers.
+Each has a name that all of them know, an address, and a disk of its own: the folder /srv, where its commands run.
+Everything else of the file system they have in common. Needs root and `ip`; `guard` removes everything in the end.
+Must not know what runs on the computers.
 """
 
 from __future__ import annotations
@@ -11,66 +13,102 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-_NET = "10.87.65"
+from demo.processes import DemoError, Process
+from tests.network import guard
+from tests.peers import environment
+
+#: A network for documentation: the guide's addresses are the ones that are used here.
+NET = "192.0.2"
+FIRST_NUMBER = 10
+DISK = Path("/srv")
+RUN_S = 60.0
+START_S = 60.0
+GUARD_S = 60.0
+
+#: `ip netns exec` gives a command its own view of what is mounted, so this is seen by nobody else.
+_MOUNT = 'mount --bind "$0" /srv && cd /srv && exec "$@"'
 
 
-def missing() -> str:
-    """What is not here that is needed, for a skip's reason; empty if nothing."""
+def missing(*commands: str) -> str:
+    """What is not here that is needed, besides these commands: a skip's reason; empty if nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if shutil.which("ip") is None:
-        return "the command `ip` (iproute2) is not installed"
+    if gone := [each for each in ("ip", *commands) if shutil.which(each, path=_path()) is None]:
+        return f"not installed: {', '.join(gone)} (of iproute2, openssh-server, stunnel4, nftables)"
+    used = (Path(__file__), Path(sys.executable), Path(sys.prefix))
+    if not DISK.is_dir() or any(each.resolve().is_relative_to(DISK) for each in used):
+        return f"{DISK} must be there, and neither this project nor Python in it"
     trial = f"zeoid-{secrets.token_hex(3)}"
-    made = subprocess.run(["ip", "netns", "add", trial], check=False, capture_output=True, text=True)
-    if made.returncode != 0:
-        return f"network namespaces can't be made: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", trial], check=True)
-    return ""
+    with contextlib.suppress(FileNotFoundError):
+        done = subprocess.run(["ip", "netns", "add", trial], check=False, capture_output=True, text=True)
+        if done.returncode == 0:
+            mounting = ["ip", "netns", "exec", trial, "sh", "-c", 'mount --bind /tmp "$0"', str(DISK)]
+            done = subprocess.run(mounting, check=False, capture_output=True, text=True)
+            guard.clear(trial)
+    return f"network namespaces can't be made: {done.stderr.strip()}" if done.returncode else ""
+
+
+def _path() -> str:
+    """Where commands are: those beside Python, and those that only root uses, first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 class House:
     """A network with some computers, by name. Nothing outside can be reached from it, nor it from outside."""
 
     def __init__(self, *names: str) -> None:
-        self._tag = secrets.token_hex(2)
-        self.addresses = {name: f"{_NET}.{number}" for number, name in enumerate(names, 1)}
-        self._undo = contextlib.ExitStack()
-        self._processes: list[subprocess.Popen[str]] = []
+        self._prefix = f"zeoid-{secrets.token_hex(3)}-"
+        self.addresses = {name: f"{NET}.{number}" for number, name in enumerate(names, FIRST_NUMBER)}
+        self.folder = Path(tempfile.gettempdir()).resolve() / f"{self._prefix}house"
+        self.processes: list[Process] = []
+        self._guard: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> House:
+        self.folder.mkdir(mode=0o700)
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", guard.__file__, self._prefix, str(self.folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
         try:
+            assert self._guard.stdout is not None
+            assert self._guard.stdout.readline() == "here\n", "the guard did not start"
             self._build()
         except BaseException:
-            self._undo.close()
+            self.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._undo.close()
+        self.close()
+
+    def close(self) -> None:
+        """End everything on the computers, and remove them."""
+        assert self._guard is not None
+        self._guard.communicate(timeout=GUARD_S)
+        for process in self.processes:
+            process.wait()
 
     def _build(self) -> None:
         hall = self.namespace("hall")
-        self._make(hall)
+        _ip("netns", "add", hall)
         _ip("-n", hall, "link", "add", "bridge", "type", "bridge")
         _ip("-n", hall, "link", "set", "bridge", "up")
-        hosts = "127.0.0.1 localhost\n" + "".join(
-            f"{address} {name}\n" for name, address in self.addresses.items()
-        )
+        hosts = "".join(f"{address} {name}\n" for name, address in self.addresses.items())
         for number, (name, address) in enumerate(self.addresses.items()):
             namespace = self.namespace(name)
-            self._make(namespace)
-            # `ip netns exec` shows this file as /etc/hosts.
-            folder = Path("/etc/netns") / namespace
-            folder.mkdir(parents=True)
-            self._undo.callback(shutil.rmtree, folder)
-            (folder / "hosts").write_text(hosts)
+            _ip("netns", "add", namespace)
+            self.disk(name).mkdir(mode=0o755)
+            # `ip netns exec` shows what is in this folder in the place of what is in /etc.
+            self.etc(name).mkdir(parents=True)
+            (self.etc(name) / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
             plug = f"plug{number}"
             _ip("-n", namespace, "link", "add", "eth0", "type", "veth", "peer", "name", plug, "netns", hall)
             _ip("-n", hall, "link", "set", plug, "master", "bridge", "up")
@@ -78,41 +116,57 @@ class House:
             for device in ("lo", "eth0"):
                 _ip("-n", namespace, "link", "set", device, "up")
 
-    def _make(self, namespace: str) -> None:
-        _ip("netns", "add", namespace)
-        self._undo.callback(_ip, "netns", "del", namespace)
-
     def namespace(self, name: str) -> str:
-        return f"zeoid-{self._tag}-{name}"
+        return self._prefix + name
+
+    def disk(self, name: str) -> Path:
+        """A computer's /srv, as the tests see it."""
+        return self.folder / name
+
+    def etc(self, name: str) -> Path:
+        """What a computer sees of these in /etc: files and folders that are there for all."""
+        return guard.ETC / self.namespace(name)
 
     def on(self, name: str, command: Sequence[str]) -> list[str]:
         """*command*, as it is to be given to have it run on a computer."""
-        return ["ip", "netns", "exec", self.namespace(name), *command]
+        entering = ["ip", "netns", "exec", self.namespace(name), "sh", "-c", _MOUNT, str(self.disk(name))]
+        return [*entering, *command]
 
-    def run(self, name: str, *command: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command there to its end; it has 60 seconds."""
-        keywords = {"capture_output": True, "text": True, "timeout": 60.0, **keywords}
-        return subprocess.run(self.on(name, command), check=False, **keywords)
+    def environment(self) -> dict[str, str]:
+        """That of commands: as if Zeoid was installed there, with nothing else that the tests were given."""
+        kept = {key: os.environ[key] for key in ("LANG", "LC_ALL") if key in os.environ}
+        pythonpath = environment()["PYTHONPATH"]
+        return {**kept, "PATH": _path(), "HOME": str(DISK), "TMPDIR": str(DISK), "PYTHONPATH": pythonpath}
 
-    def start(
-        self, name: str, *command: str, log: Path, environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a command there; it is killed in the end. What it says goes to *log*."""
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                self.on(name, command),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True,
-                env=environment,
-            )  # fmt: skip
-        self._undo.callback(_end, process)
+    def run(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command there to its end."""
+        return subprocess.run(
+            self.on(name, command), check=False, timeout=RUN_S, env=self.environment(),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        )  # fmt: skip
+
+    def start(self, name: str, *command: str, environment: Mapping[str, str] | None = None) -> Process:
+        """Start a command there; it is killed in the end, if it is still there."""
+        log = self.folder / f"{len(self.processes)}.log"
+        environment = self.environment() if environment is None else environment
+        process = Process(f"{name}: {' '.join(command)}", self.on(name, command), log, 0, environment)
+        self.processes.append(process)
         return process
 
+    def wait_for(self, process: Process, pattern: str) -> str:
+        """Wait until it has said so; what of it is in parentheses, or all. AssertionError with what it said."""
+        try:
+            found = process.wait_for_line(pattern, START_S)
+        except DemoError as problem:
+            raise AssertionError(f"{problem}\n{process.tail()}") from None
+        return found[found.re.groups]
+
     @contextlib.contextmanager
-    def here(self, name: str) -> Any:
+    def here(self, name: str) -> Iterator[None]:
         """This thread is on that computer meanwhile: sockets that it opens belong there."""
         libc = ctypes.CDLL(None, use_errno=True)
         own = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        there = os.open(f"/run/netns/{self.namespace(name)}", os.O_RDONLY)
+        there = os.open(guard.NAMESPACES / self.namespace(name), os.O_RDONLY)
         try:
             _check(libc.setns(there, 0))
             try:
@@ -133,12 +187,3 @@ def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(20.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
