@@ -8,6 +8,8 @@ import base64
 import http.client
 import os
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -99,12 +101,19 @@ class ZopeVenv:
 
 
 class Zope:
-    """A Zope that is starting, then running."""
+    """A Zope that is starting, then running. Connections to it are made inside of *there*."""
 
-    def __init__(self, name: str, process: Process, user: User) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: Process,
+        user: User,
+        there: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.name = name
         self._process = process
         self._user = user
+        self._there = there
         self._port = 0
 
     @property
@@ -147,6 +156,8 @@ class Zope:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=REQUEST_TIMEOUT_S)
         try:
+            with self._there():
+                connection.connect()
             connection.request(method, path, None if form is None else urlencode(form), headers)
             response = connection.getresponse()
             return response.status, response.read().decode()
@@ -158,7 +169,7 @@ class Zope:
 
 
 def write_instance(folder: Path, database: str, user: User | None = None, home: Path | None = None) -> None:
-    """Make the folder of an instance, which Zope will know as *home*; *database* is a section for `zope.conf`.
+    """Make the folder of an instance, which Zope will know as *home*; *database* goes into `zope.conf`.
 
     The first Zope on an empty database gets the file `inituser`, from which Zope makes the user. The others
     must not have it: each would make the user anew, and two that start together would conflict.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.peers import Peers
 
+ROOT = Path(__file__).resolve().parent.parent
 PEERS = pytest.StashKey[Peers]()
 
 
@@ -63,3 +65,12 @@ def pytest_runtest_makereport(
         servers = [server for each in peers for server in each.servers]
         report.sections += [(f"log of {server!r}", server.log.text()) for server in servers]
     return report
+
+
+@pytest.fixture(scope="session")
+def zope_venv() -> Path:
+    """The environment with Zope that `make` installs, or one named by ZOPE_VENV."""
+    venv = Path(os.environ.get("ZOPE_VENV") or ROOT / ".venv-zope")
+    if not (venv / "bin" / "runwsgi").is_file():
+        pytest.fail(f"There is no Zope in {venv}: `make test` installs it, ZOPE_VENV names another place.")
+    return venv

@@ -19,14 +19,6 @@ TIMEOUT_S = 90.0
 UP = "Ctrl-C ends everything and removes it."
 
 
-@pytest.fixture
-def zope_venv() -> Path:
-    venv = Path(os.environ.get("ZOPE_VENV") or ROOT / ".venv-zope")
-    if not (venv / "bin" / "runwsgi").is_file():
-        pytest.fail(f"There is no Zope in {venv}: `make test` installs it, ZOPE_VENV names another place.")
-    return venv
-
-
 @contextmanager
 def demo(temporary: Path, zope_venv: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A demo whose folder, which is in the command line of each of its processes, lies in `temporary`."""

@@ -1,8 +1,8 @@
 """A small process beside a house that leaves nothing of it behind, however the tests end.
 
-When its standard input ends, which also happens when the tests are killed hard, it kills what runs on the house's
-computers, removes their namespaces and files, and the house's folder. Imports nothing of the tests, and must not
-know what the computers are for.
+When its standard input ends, which also happens when the tests are killed hard, it kills what runs on the
+house's computers, removes their namespaces and files, and the house's folder. Imports nothing of the tests.
+Must not know what the computers are for.
 """
 
 import contextlib

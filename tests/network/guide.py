@@ -1,7 +1,7 @@
 """The security guide as something that can be carried out: its commands, whose they are, its files.
 
-A command is a line `COMPUTER$ …` in a block of `console`; the contents of a file are a block whose first line is
-`# COMPUTER: PATH`. Must not know how they are carried out.
+A command is a line `COMPUTER$ …` in a block of `console`; the contents of a file are a block whose first line
+is `# COMPUTER: PATH`. Must not know how they are carried out.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Chapter:
 
     @property
     def commands(self) -> list[Command]:
-        lines = (line for language, block in self._blocks if language == "console" for line in block.split("\n"))
-        found = (re.fullmatch(r"(\w+)\$ (.*)", line) for line in lines)
+        consoles = (block for language, block in self._blocks if language == "console")
+        found = (re.fullmatch(r"(\w+)\$ (.*)", line) for block in consoles for line in block.split("\n"))
         return [Command(each[1], each[2]) for each in found if each]
 
     def commands_with(self, beginning: str) -> list[Command]:
@@ -63,7 +63,6 @@ class Chapter:
 
 
 def chapter(title: str) -> Chapter:
-    level = title.partition(" ")[0]
-    after = PAGE.read_text().partition(f"\n{title}\n")[2]
+    after = PAGE.read_text().partition(f"\n## {title}\n")[2]
     assert after, f"the guide has no chapter {title!r}"
-    return Chapter(re.split(rf"^#{{1,{len(level)}}} ", after, maxsplit=1, flags=re.MULTILINE)[0])
+    return Chapter(after.partition("\n## ")[0])

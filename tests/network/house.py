@@ -1,7 +1,7 @@
 """Several computers on one: network namespaces that a bridge connects.
 
-Each has a name that all of them know, an address, and a disk of its own: the folder /srv, where its commands run.
-Everything else of the file system they have in common. Needs root and `ip`; `guard` removes everything in the end.
+Each has a name that all of them know, an address, and a disk of its own: the folder /srv, where its commands
+run. Everything else of the file system they have in common. Needs root and `ip`; `guard` removes all of it.
 Must not know what runs on the computers.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from demo.processes import DemoError, Process
+
 from tests.network import guard
 from tests.peers import environment
 
@@ -39,24 +40,25 @@ def missing(*commands: str) -> str:
     """What is not here that is needed, besides these commands: a skip's reason; empty if nothing."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if gone := [each for each in ("ip", *commands) if shutil.which(each, path=_path()) is None]:
+    gone = [] if shutil.which("ip") else ["ip"]
+    gone += [each for each in commands if shutil.which(each, path=_path()) is None]
+    if gone:
         return f"not installed: {', '.join(gone)} (of iproute2, openssh-server, stunnel4, nftables)"
     used = (Path(__file__), Path(sys.executable), Path(sys.prefix))
     if not DISK.is_dir() or any(each.resolve().is_relative_to(DISK) for each in used):
         return f"{DISK} must be there, and neither this project nor Python in it"
-    trial = f"zeoid-{secrets.token_hex(3)}"
-    with contextlib.suppress(FileNotFoundError):
-        done = subprocess.run(["ip", "netns", "add", trial], check=False, capture_output=True, text=True)
-        if done.returncode == 0:
-            mounting = ["ip", "netns", "exec", trial, "sh", "-c", 'mount --bind /tmp "$0"', str(DISK)]
-            done = subprocess.run(mounting, check=False, capture_output=True, text=True)
-            guard.clear(trial)
-    return f"network namespaces can't be made: {done.stderr.strip()}" if done.returncode else ""
+    try:
+        with House("trial") as trial:
+            done = trial.run("trial", "true")
+    except OSError as problem:
+        return f"network namespaces can't be made here: {problem}"
+    return f"network namespaces can't be used here: {done.stderr.strip()}" if done.returncode else ""
 
 
 def _path() -> str:
-    """Where commands are: those beside Python, and those that only root uses, first."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    """Where commands are: first those beside Python, last those that only root uses."""
+    beside_python = str(Path(sys.executable).parent)
+    return os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 class House:
@@ -154,12 +156,12 @@ class House:
         return process
 
     def wait_for(self, process: Process, pattern: str) -> str:
-        """Wait until it has said so; what of it is in parentheses, or all. AssertionError with what it said."""
+        """Wait until it has said so, and return that. AssertionError, with what it did say."""
         try:
             found = process.wait_for_line(pattern, START_S)
         except DemoError as problem:
             raise AssertionError(f"{problem}\n{process.tail()}") from None
-        return found[found.re.groups]
+        return found[0]
 
     @contextlib.contextmanager
     def here(self, name: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -60,12 +61,27 @@ def connected(arguments: argparse.Namespace) -> Iterator[ClientStorage]:
     """That storage, closed in the end. ConfigurationError if the server can't be reached."""
     try:
         # Who waits at a command line wants to know soon that there is no server.
-        storage = ClientStorage(
-            arguments.address, arguments.storage,
-            wait_timeout=limits.CONNECT_TIMEOUT_S, client_label=f"zeoid {arguments.verb}",
-            **security(arguments),
-        )  # fmt: skip
+        with _quiet():
+            storage = ClientStorage(
+                arguments.address, arguments.storage,
+                wait_timeout=limits.CONNECT_TIMEOUT_S, client_label=f"zeoid {arguments.verb}",
+                **security(arguments),
+            )  # fmt: skip
     except ClientError as problem:
         raise ConfigurationError(str(problem)) from None
     with contextlib.closing(storage):
         yield storage
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the client logs meanwhile goes to handlers, if there are any, and not to standard error by itself.
+
+    The error that comes says it again, in one line.
+    """
+    log, nowhere = logging.getLogger("zeoid.client"), logging.NullHandler()
+    log.addHandler(nowhere)
+    try:
+        yield
+    finally:
+        log.removeHandler(nowhere)
