@@ -4,6 +4,7 @@ import argparse
 import inspect
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -63,6 +64,12 @@ def test_every_key_of_a_configuration_file_is_documented_and_no_other() -> None:
     schema = serving._schema()
     keys = {key for name in ("zeo", "ssl") for key, _ in schema.gettype(name) if key is not None}
     assert first_cells(section("Configuration file")) == keys
+
+
+def test_every_key_of_a_client_in_a_configuration_file_is_documented_and_no_other() -> None:
+    component = ElementTree.parse(ROOT / "src" / "zeoid" / "component.xml")
+    keys = [*component.iter("key"), *component.iter("multikey")]
+    assert first_cells(section("Section zeoid")) == {str(key.get("name")) for key in keys}
 
 
 def test_every_argument_of_a_client_is_documented_and_no_other() -> None:

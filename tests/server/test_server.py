@@ -126,7 +126,7 @@ def works(address: Address) -> bool:
 def refuses(words: str, *addresses: Listening) -> None:
     """A server with these addresses does not start; the line that says why has these words."""
     with pytest.raises(ConfigurationError) as caught:
-        Running(StorageServer({"1": open_memory()}), *addresses)
+        Running(StorageServer({"1": open_memory()}, insecure=True), *addresses)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -173,7 +173,7 @@ def test_a_name_with_several_addresses_and_a_port(start: Start, monkeypatch: pyt
 
 
 def test_every_interface(start: Start) -> None:
-    running = start(TcpAddress("", free_port()))
+    running = start(TcpAddress("", free_port()), insecure=True)
     assert works(("127.0.0.1", running.address[1]))
 
 

@@ -270,6 +270,7 @@ def test_the_end_of_a_session_is_told_of_by_that_of_its_connections_alone(
     assert arriving.wait(30)
     client.socket.close()
     assert is_closed(stream)
+    assert answered.wait(30)  # before what is patched here is as it was
     nothing_is_left(server)
 
 

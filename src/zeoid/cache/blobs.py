@@ -121,6 +121,8 @@ class Part:
         self.size_bytes = 0
         #: So much of it is on its way to the disk.
         self._begun_bytes = 0
+        #: And so much is there for sure.
+        self._waited_bytes = 0
         #: Never goes back, so that whoever waits can see that something comes.
         self.received_bytes = 0
         self._open = True
@@ -130,7 +132,7 @@ class Part:
         with self._lock:
             if self._open:
                 self.problem, self.complete = None, False
-                self.size_bytes = self._begun_bytes = 0
+                self.size_bytes = self._begun_bytes = self._waited_bytes = 0
                 try:
                     os.ftruncate(self._fd, 0)
                     os.lseek(self._fd, 0, os.SEEK_SET)
@@ -153,11 +155,13 @@ class Part:
     def _begin_writeback(self) -> None:
         """Left to itself, the system may put all of a large blob on the disk at once, for which all who wait
         for this disk would wait: a server, say."""
-        step = limits.BLOB_WRITEBACK_BYTES
-        ready = self.size_bytes - self._begun_bytes
-        if ready >= step:
-            system.begin_writeback(self._fd, self._begun_bytes, ready)
-            self._begun_bytes = self.size_bytes
+        begun = self._begun_bytes
+        ready = self.size_bytes - begun
+        if ready >= limits.BLOB_WRITEBACK_BYTES:
+            system.begin_writeback(self._fd, begun, ready)
+            if begun:  # no more than two steps are in the disk's queue: others wait behind them
+                system.wait_for_writeback(self._fd, self._waited_bytes, begun - self._waited_bytes)
+            self._waited_bytes, self._begun_bytes = begun, self.size_bytes
 
     def end(self) -> None:
         """All of it has come."""

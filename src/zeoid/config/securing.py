@@ -30,7 +30,7 @@ class Securing:
 
     def server_options(self) -> dict[str, Any]:
         """Arguments of a StorageServer. ConfigurationError if a file is not what it should be."""
-        from zeoid.security import roles, tokens
+        from zeoid.security import roles
         from zeoid.security.tls import ServerContexts, ServerTls
 
         if self.tls is None:
@@ -47,18 +47,9 @@ class Securing:
                     certificate_required=self.tokens is None,
                 )
             )  # fmt: skip
-        try:
-            default_role = roles.Role(self.default_role)
-        except ValueError:
-            named = ", ".join(each.value for each in roles.Role)
-            raise ConfigurationError(
-                f"the default role can't be {self.default_role!r}; there are {named}"
-            ) from None
-        policy = roles.Policy(
-            default_role=default_role,
-            access=roles.read_access(self.access) if self.access else None,
-            known_tokens=tokens.watched(self.tokens) if self.tokens else None,
-        )
+        policy = roles.policy(
+            default_role=self.default_role, access_file=self.access, tokens_file=self.tokens
+        )  # fmt: skip
         return {"tls": contexts, "policy": policy, "insecure": self.insecure}
 
 
