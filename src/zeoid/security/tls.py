@@ -31,7 +31,8 @@ log = logging.getLogger("zeoid.security")
 #: In the place of a file of authorities: those that the system trusts.
 SYSTEM: Final = "system"
 
-_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
+#: In ASCII, which is all that OpenSSL is asked to read.
+_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s[\x00-\x7f]*?-----END \1-----")
 _CERTIFICATES = ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE")
 
 #: The issuer's name in DER, and the number that it gave to a certificate.
