@@ -255,12 +255,13 @@ class Session:
                 log.error("%s: %s failed: %s", self.label, name, printable(str(problem)))
             else:
                 log.error("%s: %s failed", self.label, name, exc_info=problem)
-        elif isinstance(problem, (InvalidCall, Forbidden)) and not one_way:
+        gets_in = self.registered or not isinstance(problem, Forbidden)
+        if isinstance(problem, (InvalidCall, Forbidden)) and not one_way and gets_in:
             log.warning("%s: %s", self.label, problem)
         if not one_way:
             self._fault(message_id, problem)
-            if isinstance(problem, Forbidden) and not self.registered:
-                self.drop("it did not get in")
+            if not gets_in:
+                self.drop(f"it did not get in: {problem}")
         else:
             self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
 
