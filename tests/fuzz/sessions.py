@@ -68,7 +68,9 @@ _ARGS = inputs._ARGS | {
     "storeBlobShared": (OID, bytes(8), b"data", "../../etc/passwd", 7),
     "tpc_finish": (7,),
     "tpc_abort": (7,),
-    "tpc_prepare": (b"seven", _BEGIN, [_STORE, (3, OID, bytes(8), None, None), (5, OID, None, b"b" * 16, None)]),
+    "tpc_prepare": (
+        b"seven", _BEGIN, [_STORE, (3, OID, bytes(8), None, None), (5, OID, None, b"b" * 16, None)],
+    ),
     "tpc_operate": (b"seven", _BEGIN, [_STORE]),
     "outcome": (b"seven", bytes(8)),
     "blob_load": (OID, inputs._TID, 100),
@@ -246,7 +248,7 @@ def session_client(data: bytes) -> None:
     first, sent = (data[0], data[1:]) if data else (0, b"")
     ours, theirs = socket.socketpair()
     try:
-        with _no_faults(), mock.patch.object(linking, "connect", lambda *_: ours):
+        with _no_faults(), mock.patch.object(linking, "connect", return_value=ours):
             theirs.setblocking(False)
             with contextlib.suppress(BlockingIOError):  # the rest of a very long one is left out
                 theirs.send(b"".join(_answers(first, sent)))
@@ -265,7 +267,7 @@ def _answers(first: int, sent: bytes) -> Iterator[bytes]:
         opened.insert(0, "token:reports")
     if first & 32:
         for number, value in enumerate(opened, 1):
-            yield frame(inputs._packed((number, 1, ".reply", value)))
+            yield frame(inputs._packed((number, 0, ".reply", value)))
     if first & 16:
         for head, body in chunks(sent, 2):
             yield _call(head, body, msgpacked=True)

@@ -252,7 +252,7 @@ def _blocks(file: str) -> list[tuple[str, str]]:
     if len(content) > limits.TLS_FILE_BYTES:
         raise ConfigurationError(f"{file} has more than {limits.TLS_FILE_BYTES:,} bytes")
     found: list[tuple[str, str]] = []
-    kind, lines = "", []
+    kind, lines = "", list[str]()
     for line in content.decode("ascii", "replace").splitlines():
         line = line.rstrip()
         if line.startswith(_BEGIN) and line.endswith(_DASHES):
