@@ -47,7 +47,7 @@ def test_what_is_nothing_without_a_certificate(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tls", "tokens", "access"])
 def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="(?i)no such file or directory") as caught:
+    with pytest.raises(ConfigurationError, match=r"(?i)no such file or directory") as caught:
         Securing(**{name: str(tmp_path / "missing")}).server_options()
     assert "missing" in str(caught.value)
 
@@ -67,7 +67,8 @@ def test_the_default_role() -> None:
 def configured(folder: Path, keys: str, ssl: str = "") -> Any:
     path = folder / "zeo.conf"
     section = f"<ssl>\n{ssl}\n</ssl>\n" if ssl else ""
-    path.write_text(f"<zeo>\naddress localhost:0\n{keys}\n{section}</zeo>\n<mappingstorage>\n</mappingstorage>\n")
+    zeo = f"<zeo>\naddress localhost:0\n{keys}\n{section}</zeo>\n"
+    path.write_text(f"{zeo}<mappingstorage>\n</mappingstorage>\n")
     return read_configuration(str(path)).security
 
 
@@ -144,7 +145,7 @@ def test_a_file_that_has_no_token(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_token_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="can't read .*: No such file"):
+    with pytest.raises(ConfigurationError, match=r"can't read .*: No such file"):
         read_token(str(tmp_path / "missing"))
 
 
