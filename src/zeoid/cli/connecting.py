@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -59,13 +60,29 @@ def security(arguments: argparse.Namespace) -> dict[str, Any]:
 def connected(arguments: argparse.Namespace) -> Iterator[ClientStorage]:
     """That storage, closed in the end. ConfigurationError if the server can't be reached."""
     try:
-        # Who waits at a command line wants to know soon that there is no server.
-        storage = ClientStorage(
-            arguments.address, arguments.storage,
-            wait_timeout=limits.CONNECT_TIMEOUT_S, client_label=f"zeoid {arguments.verb}",
-            **security(arguments),
-        )  # fmt: skip
+        with said_once():
+            # Who waits at a command line wants to know soon that there is no server.
+            storage = ClientStorage(
+                arguments.address, arguments.storage,
+                wait_timeout=limits.CONNECT_TIMEOUT_S, client_label=f"zeoid {arguments.verb}",
+                **security(arguments),
+            )  # fmt: skip
     except ClientError as problem:
         raise ConfigurationError(str(problem)) from None
     with contextlib.closing(storage):
         yield storage
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Why there is no connection is what the command ends with: no line of the log says it before that."""
+    log = logging.getLogger("zeoid.client")
+    log.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
