@@ -6,7 +6,7 @@ VENV := .venv
 ZOPE_VENV := .venv-zope
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-all check bench fuzz torture torture-cache pack-million clean
+.PHONY: help demo test test-all check bench fuzz fuzz-guided torture torture-cache pack-million clean
 
 help:
 	@echo "make demo           a storage server and three Zope processes that share it (CHECK=1: prove it and leave)"
@@ -15,6 +15,7 @@ help:
 	@echo "make check          ruff, mypy --strict, layers, documentation of every option"
 	@echo "make bench          Zeoid beside ZEO, FileStorage and a bare socket; writes bench/results/"
 	@echo "make fuzz           throw bytes at the decoders (FUZZ_SECONDS=60)"
+	@echo "make fuzz-guided    the same, guided by coverage, for one of the targets (TARGET=session SECONDS=60)"
 	@echo "make torture        kill server and clients again and again, and lose nothing (SECONDS=600 SEED=...)"
 	@echo "make torture-cache  the same for the cache that processes share, and read nothing wrong (SECONDS=300 SEED=...)"
 	@echo "make pack-million   pack a million objects, and see whether the bar tells the truth (OBJECTS=1000000)"
@@ -59,6 +60,10 @@ bench: $(VENV)/.ready
 
 fuzz: $(VENV)/.ready
 	$(RUN) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
+
+fuzz-guided: $(VENV)/.ready
+	@$(RUN) -c 'import atheris' 2>/dev/null || $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(RUN) -m tests.fuzz.guided $(or $(TARGET),session) --seconds $(or $(SECONDS),60)
 
 torture: $(VENV)/.ready
 	$(RUN) -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

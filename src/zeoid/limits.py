@@ -156,6 +156,8 @@ TLS_ANSWERS_BYTES: Final = 64 * 1024
 TLS_PIECE_BYTES: Final = 256 * 1024
 #: The files of certificates are looked at for changes no more often than this.
 TLS_RELOAD_S: Final = 1.0
+#: The largest file of certificates, keys or revoked certificates that is read.
+TLS_FILE_BYTES: Final = 16 * 1024 * 1024
 #: How long a client that met the wrong name asks a server which names it has …
 TLS_NAMES_S: Final = 3.0
 #: … of which a message tells so many.

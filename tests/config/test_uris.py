@@ -43,11 +43,15 @@ def test_addresses(made: list[tuple[Any, dict[str, Any]]], uri: str, addresses: 
     assert leftovers == {}
 
 
-def test_options(made: list[tuple[Any, dict[str, Any]]]) -> None:
+def test_options(made: list[tuple[Any, dict[str, Any]]], tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("zeoid_reports_secret\n")
     factory, leftovers = uris.resolve(
         "zeoid://zoo:7700?storage=temp&name=n&wait=false&wait_timeout=2.5&read_only=1&read_only_fallback=0"
         "&cache_size_bytes=50MB&client_label=a%20label&server_sync=true&coding=Z5&cache_dir=/var/cache/zoo"
         "&blob_dir=/var/blobs&shared_blob_dir=1&blob_cache_size=1GB&blob_cache_size_check=5"
+        "&tls=/etc/app.pem&tls_key=/etc/app.key&tls_ca=system&tls_server_hostname=zoo.example.org"
+        f"&token_file={token_file}&read_ahead=no"
         "&database_name=main&connection_pool_size=3"
     )
     factory()
@@ -56,10 +60,13 @@ def test_options(made: list[tuple[Any, dict[str, Any]]]) -> None:
         "read_only_fallback": False, "cache_size_bytes": 50 * 1024 * 1024, "client_label": "a label",
         "server_sync": True, "cache_dir": "/var/cache/zoo", "coding": "Z5",
         "blob_dir": "/var/blobs", "shared_blob_dir": True,
-        "blob_cache_size": 1024**3, "blob_cache_size_check": 5,
+        "blob_cache_size": 1024**3, "blob_cache_size_check": 5, "read_ahead": False,
+        "tls": "/etc/app.pem", "tls_key": "/etc/app.key", "tls_ca": "system",
+        "tls_server_hostname": "zoo.example.org", "token": "zeoid_reports_secret",
     }  # fmt: skip
     assert made == [([TcpAddress("zoo", 7700)], options)]
-    assert options.keys() == uris.OPTIONS.keys()
+    # A token stands in no URI: those are printed, logged, and seen by whoever lists processes.
+    assert options.keys() - {"token"} == uris.OPTIONS.keys() - {"token_file"}
     # For whoever opens a database with it.
     assert leftovers == {"database_name": "main", "connection_pool_size": "3"}
 

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as kept, tempfile.TemporaryDirectory() as seeds:
         write(kept, corpus.read(options.target))
-        write(seeds, [inputs.make(0, number) for number in range(SEEDS)])
+        made = [inputs.make(0, number) for number in range(SEEDS)]
+        write(seeds, [*first_inputs(options.target), *made])
         # libFuzzer ends the process that it runs in.
         command = [sys.executable, "-m", "tests.fuzz.guided", CHILD, options.target, kept, seeds]
         times = f"-max_total_time={options.seconds}"
@@ -41,6 +42,13 @@ def main(arguments: Sequence[str]) -> int:
         done = subprocess.run([*command, times, artifacts, *BOUNDS], check=False)
         corpus.write(options.target, [file.read_bytes() for file in Path(kept).iterdir()])
     return done.returncode
+
+
+def first_inputs(target: str) -> list[bytes]:
+    """Those that the target itself knows."""
+    from tests.fuzz import ends, files, sessions
+
+    return [seed for each in (ends, files, sessions) for seed in each.seeds(target)]
 
 
 def write(folder: str, data: Sequence[bytes]) -> None:

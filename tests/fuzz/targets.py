@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
-import zlib
 from collections.abc import Callable
 from typing import Any
 
+from tests.fuzz import ends, files, sessions
+from tests.fuzz.cutting import pieces
 from zeoid.cache.memory import MemoryCache
 from zeoid.client.view import View
 from zeoid.errors import (
@@ -40,17 +40,6 @@ _METHODS = [*SERVER_METHODS.values(), *CLIENT_METHODS.values()]
 _LIMIT = 70_000
 _OIDS = [number.to_bytes(8, "big") for number in range(20)]
 _NOW = b"\x7f" + bytes(7)
-
-
-def _pieces(data: bytes) -> list[bytes]:
-    """*data*, cut somewhere; the same data is always cut at the same points."""
-    rng = random.Random(zlib.crc32(data))
-    pieces, start = [], 0
-    while start < len(data):
-        stop = start + rng.choice((1, 2, 3, 4, 5, 10, 100, 1000, 100_000))
-        pieces.append(data[start:stop])
-        start = stop
-    return pieces
 
 
 def _check_plain(value: Any, depth: int = 70) -> None:
@@ -92,11 +81,11 @@ def _refusal(method: Method, args: Any) -> str | None:
 def frames(data: bytes) -> None:
     """Wherever a stream is cut, the same messages come out of it, and little is held."""
 
-    def read(pieces: list[bytes]) -> list[bytes] | None:
+    def read(parts: list[bytes]) -> list[bytes] | None:
         reader = FrameReader(_LIMIT)
         found: list[bytes] = []
         try:
-            for piece in pieces:
+            for piece in parts:
                 found += reader.feed(piece)
                 assert reader.pending_bytes < 4 + _LIMIT
         except FrameTooLarge:
@@ -104,7 +93,7 @@ def frames(data: bytes) -> None:
         return found
 
     whole = read([data])
-    assert whole == read(_pieces(data))
+    assert whole == read(pieces(data))
     if whole is not None:
         assert data.startswith(b"".join(map(frame, whole)))
 
@@ -130,7 +119,7 @@ def server(data: bytes) -> None:
     """The server's end: every call is answered or refused; what is no call closes the connection."""
     connection = ServerConnection("Z5", frame_limit=_LIMIT)
     with _closes(connection):
-        for piece in _pieces(data):
+        for piece in pieces(data):
             for message_id, _, name, args in connection.receive(piece):
                 method = SERVER_METHODS.get(name)
                 try:
@@ -149,7 +138,7 @@ def client(data: bytes) -> None:
         connection = ClientConnection(coding, frame_limit=_LIMIT)
         waiting: set[int] = set()
         with _closes(connection):
-            for piece in _pieces(data):
+            for piece in pieces(data):
                 if connection.state is State.OPEN and len(waiting) < 3:
                     waiting.add(number := len(waiting) + 1)
                     connection.call(number, "lastTransaction", ())
@@ -203,6 +192,7 @@ def _closes(connection: ServerConnection | ClientConnection) -> Any:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (frames, messages, server, client, bulk_replies)
 }
+TARGETS |= sessions.TARGETS | ends.TARGETS | files.TARGETS
 
 
 # What the fuzzer must notice --------------------------------------------------------------------------

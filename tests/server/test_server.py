@@ -123,10 +123,10 @@ def works(address: Address) -> bool:
         return bool(client.register().call("lastTransaction"))
 
 
-def refuses(words: str, *addresses: Listening) -> None:
+def refuses(words: str, *addresses: Listening, **options: Any) -> None:
     """A server with these addresses does not start; the line that says why has these words."""
     with pytest.raises(ConfigurationError) as caught:
-        Running(StorageServer({"1": open_memory()}, insecure=True), *addresses)
+        Running(StorageServer({"1": open_memory()}, **options), *addresses)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -218,7 +218,7 @@ def test_the_same_port_at_once(start: Start) -> None:
     ids=lambda address: str(address)[:20],
 )
 def test_an_address_that_is_not_here(address: TcpAddress) -> None:
-    refuses(f"can't listen on {address}", address)
+    refuses(f"can't listen on {address}", address, insecure=True)
 
 
 # Unix sockets ---------------------------------------------------------------------------------------------

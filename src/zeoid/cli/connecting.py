@@ -60,8 +60,8 @@ def security(arguments: argparse.Namespace) -> dict[str, Any]:
 def connected(arguments: argparse.Namespace) -> Iterator[ClientStorage]:
     """That storage, closed in the end. ConfigurationError if the server can't be reached."""
     try:
-        # Who waits at a command line wants to know soon that there is no server.
-        with _quiet():
+        with said_once():
+            # Who waits at a command line wants to know soon that there is no server.
             storage = ClientStorage(
                 arguments.address, arguments.storage,
                 wait_timeout=limits.CONNECT_TIMEOUT_S, client_label=f"zeoid {arguments.verb}",
@@ -74,14 +74,15 @@ def connected(arguments: argparse.Namespace) -> Iterator[ClientStorage]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the client logs meanwhile goes to handlers, if there are any, and not to standard error by itself.
-
-    The error that comes says it again, in one line.
-    """
-    log, nowhere = logging.getLogger("zeoid.client"), logging.NullHandler()
-    log.addHandler(nowhere)
+def said_once() -> Iterator[None]:
+    """Why there is no connection is what the command ends with: no line of the log says it before that."""
+    log = logging.getLogger("zeoid.client")
+    log.addFilter(_nothing)
     try:
         yield
     finally:
-        log.removeHandler(nowhere)
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False

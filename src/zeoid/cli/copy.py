@@ -14,7 +14,7 @@ from zeoid import limits
 from zeoid.admin.comparing import differences
 from zeoid.admin.copying import Copying, Stopped, Tally
 from zeoid.admin.reading import Reading, shown
-from zeoid.cli.connecting import add_security, security
+from zeoid.cli.connecting import add_security, said_once, security
 from zeoid.config.storages import NamedStorage, named_storage
 from zeoid.errors import ConfigurationError, CopyFailed
 from zeoid.model import NO_TID
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     progress = Progress(sys.stderr, time.monotonic, quiet=arguments.quiet)
     with (
-        _closing(source.open()) as opened,
+        _closing(_open(source)) as opened,
         Reading(opened, source.name) as reading,
         progress,
         _stopping(progress),
@@ -83,7 +83,7 @@ def _copy(
     source: Reading, destination: NamedStorage, progress: "Progress", allow_missing_blobs: bool
 ) -> tuple[int, bytes]:
     """The exit status so far, and the last transaction that the destination has."""
-    with _closing(destination.open()) as opened:
+    with _closing(_open(destination)) as opened:
         copying = Copying(
             source, opened, destination.name, progress.copying, allow_missing_blobs=allow_missing_blobs
         )
@@ -119,7 +119,7 @@ def _verify(source: Reading, destination: NamedStorage, last_tid: bytes, progres
     """Compare the two, the destination opened anew: as the next one who opens it will see it."""
     progress.restart()
     equal = differing = 0
-    with _closing(destination.open()) as opened, Reading(opened, destination.name) as reading:
+    with _closing(_open(destination)) as opened, Reading(opened, destination.name) as reading:
         try:
             for what in differences(source, reading, last_tid, progress.comparing):
                 if what is None:
@@ -163,6 +163,11 @@ def _figures(tally: Tally, elapsed_s: float) -> str:
         f"{tally.transactions:,} transactions, {tally.records:,} records{blobs}, {mb:,.1f} MB in "
         f"{elapsed_s:,.1f} s ({tally.records / per_s:,.0f} records/s, {mb / per_s:,.1f} MB/s)"
     )
+
+
+def _open(storage: NamedStorage) -> Any:
+    with said_once():
+        return storage.open()
 
 
 @contextlib.contextmanager

@@ -30,7 +30,15 @@ from zeoid.client.channel import Channel
 from zeoid.client.stream import connect
 from zeoid.client.verifying import Verifier, tid_of
 from zeoid.client.view import View
-from zeoid.errors import ClientError, Disconnected, Forbidden, PeerError, TimedOut, ZeoidError
+from zeoid.errors import (
+    ClientError,
+    Disconnected,
+    Forbidden,
+    PeerError,
+    TimedOut,
+    UnknownProtocol,
+    ZeoidError,
+)
 from zeoid.model import NO_TID
 from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
 
@@ -270,7 +278,11 @@ class Link:
         try:
             if closed:
                 raise Disconnected("the storage is closed")
-            channel.shake_hands(self._connect_timeout_s)
+            try:
+                channel.shake_hands(self._connect_timeout_s)
+            except UnknownProtocol as problem:
+                # It will not have another one soon: whoever waits for the first connection is told at once.
+                raise ClientError(f"no connection to {channel.peer}: {problem}") from problem
             if self._token:
                 self._authenticate(channel)
             try:

@@ -24,7 +24,7 @@ from zeoid.engines.datafile import MAGIC_BYTES, MAGICS
 from zeoid.engines.disk import Disk
 from zeoid.engines.opening import open_data_file
 from zeoid.engines.recovery import check_belonging, check_complete, journal_directory
-from zeoid.errors import ConfigurationError
+from zeoid.errors import ClientError, ConfigurationError
 from zeoid.model import frozen
 
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(//|\()", re.IGNORECASE)
@@ -58,6 +58,8 @@ class NamedStorage:
             text = f"{self.name} is in use by another process, which holds its lock file; stop that one first"
         except OSError as problem:
             text = f"can't open {self.name}: {problem.strerror or problem}"
+        except ClientError as problem:  # which says what is wrong, and with which server
+            text = f"can't open {self.name}: {problem}"
         except Exception as problem:  # whatever a storage of anybody's raises
             text = f"can't open {self.name}: {type(problem).__name__}: {problem}"
         # Not in the except clause: the error would keep what was half opened open.

@@ -143,6 +143,8 @@ class StorageEngine:
         return list(self._storage.history(oid, size=size))
 
     def record_iternext(self, following: bytes | None) -> tuple[bytes, bytes, bytes, bytes | None]:
+        if not hasattr(self._storage, "record_iternext"):
+            raise Unsupported(f"{self._storage.getName()} can't list its objects")
         oid, tid, data, after = self._storage.record_iternext(following)
         return oid, tid, data, after
 

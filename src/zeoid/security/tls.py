@@ -13,7 +13,6 @@ Owns the files and the contexts. What goes over a connection is `end`'s business
 
 import logging
 import os
-import re
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,8 @@ log = logging.getLogger("zeoid.security")
 #: In the place of a file of authorities: those that the system trusts.
 SYSTEM: Final = "system"
 
-_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
+_BEGIN: Final = "-----BEGIN "
+_DASHES: Final = "-----"
 _CERTIFICATES = ("CERTIFICATE", "X509 CERTIFICATE", "TRUSTED CERTIFICATE")
 
 #: The issuer's name in DER, and the number that it gave to a certificate.
@@ -243,13 +243,27 @@ def _context(protocol: int) -> ssl.SSLContext:
 
 
 def _blocks(file: str) -> list[tuple[str, str]]:
-    """The kinds and the texts of all blocks in a file."""
+    """The kinds and the texts of all blocks in a file. Only those in ASCII, which all of PEM is."""
     try:
-        with open(file, encoding="ascii", errors="replace") as opened:
-            text = opened.read()
+        with open(file, "rb") as opened:
+            content = opened.read(limits.TLS_FILE_BYTES + 1)
     except OSError as problem:
         raise ConfigurationError(f"can't read {file}: {(problem.strerror or str(problem)).lower()}") from None
-    return [(found[1], found[0]) for found in _BLOCK.finditer(text)]
+    if len(content) > limits.TLS_FILE_BYTES:
+        raise ConfigurationError(f"{file} has more than {limits.TLS_FILE_BYTES:,} bytes")
+    found: list[tuple[str, str]] = []
+    kind, lines = "", list[str]()
+    for line in content.decode("ascii", "replace").splitlines():
+        line = line.rstrip()
+        if line.startswith(_BEGIN) and line.endswith(_DASHES):
+            kind, lines = line[len(_BEGIN) : -len(_DASHES)], []
+        lines.append(line)
+        if kind and line == f"-----END {kind}-----":
+            text = "\n".join(lines)
+            if text.isascii():
+                found.append((kind, text))
+            kind = ""
+    return found
 
 
 def _certificates(blocks: Sequence[tuple[str, str]]) -> list[str]:

@@ -31,6 +31,7 @@ from ZODB.POSException import (
     StorageError,
     StorageTransactionError,
     UndoError,
+    Unsupported,
 )
 
 from zeoid import limits
@@ -38,7 +39,7 @@ from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
 from zeoid.errors import Forbidden, InvalidCall, PackCancelled, PeerError, UnsendableValue
 from zeoid.security.audit import Event
-from zeoid.security.identity import Peer
+from zeoid.security.identity import Peer, printable
 from zeoid.security.roles import NOBODY
 from zeoid.server.authority import Authority
 from zeoid.server.clients import Announcement, House, Wire
@@ -71,7 +72,7 @@ _FINISHING = TransactionState.FINISHING
 _HANDED_OVER = State.HANDED_OVER
 
 #: Errors that are part of normal life: the client is told, the log is not.
-_EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
+_EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError, Unsupported)
 
 
 class Session:
@@ -249,13 +250,18 @@ class Session:
         if isinstance(problem, Forbidden):
             self.authority.tell(Event.REFUSED, reason=str(problem))
         if not isinstance(problem, (InvalidCall, Forbidden, *_EXPECTED)):
-            log.error("%s: %s failed", self.label, name, exc_info=problem)
-        elif isinstance(problem, (InvalidCall, Forbidden)) and not one_way:
+            # A storage's own words are enough, and a client that asks for what can't be fills no log.
+            if type(problem) is StorageError:
+                log.error("%s: %s failed: %s", self.label, name, printable(str(problem)))
+            else:
+                log.error("%s: %s failed", self.label, name, exc_info=problem)
+        gets_in = self.registered or not isinstance(problem, Forbidden)
+        if isinstance(problem, (InvalidCall, Forbidden)) and not one_way and gets_in:
             log.warning("%s: %s", self.label, problem)
         if not one_way:
             self._fault(message_id, problem)
-            if isinstance(problem, Forbidden) and not self.registered:
-                self.drop("it did not get in")
+            if not gets_in:
+                self.drop(f"it did not get in: {problem}")
         else:
             self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
 

@@ -68,7 +68,9 @@ class Staged:
         with self._lock:
             blob = self._all.get(id, {}).get(name)
             if blob is None:
-                raise StorageError("the transaction attaches a blob that was not sent, or not completely")
+                raise StorageTransactionError(
+                    "the transaction attaches a blob that was not sent, or not completely"
+                )
             self._remove(id, name)
             return blob
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+MOST_INPUT_BYTES = 1024
+MOST_FILE_BYTES = 100_000
 
 
 def read(target: str) -> list[bytes]:
@@ -15,5 +17,15 @@ def read(target: str) -> list[bytes]:
 
 
 def write(target: str, inputs: Iterable[bytes]) -> None:
-    lines = sorted({data.hex() for data in inputs if data}, key=lambda line: (len(line), line))
-    (FOLDER / f"{target}.hex").write_text("".join(f"{line}\n" for line in lines))
+    """Keep those that are short, the shortest first, as many as a file should have."""
+    lines = sorted(
+        {data.hex() for data in inputs if 0 < len(data) <= MOST_INPUT_BYTES},
+        key=lambda line: (len(line), line),
+    )
+    kept, left = [], MOST_FILE_BYTES
+    for line in lines:
+        left -= len(line) + 1
+        if left < 0:
+            break
+        kept.append(f"{line}\n")
+    (FOLDER / f"{target}.hex").write_text("".join(kept))
