@@ -27,19 +27,18 @@ from ZODB.POSException import POSError, ReadOnlyError
 from zeoid import limits
 from zeoid.addresses import Address
 from zeoid.client.channel import Channel
+from zeoid.client.entering import authenticate, register
 from zeoid.client.stream import connect
-from zeoid.client.verifying import Verifier, tid_of
+from zeoid.client.verifying import Verifier
 from zeoid.client.view import View
 from zeoid.errors import (
     ClientError,
     Disconnected,
-    Forbidden,
     PeerError,
     TimedOut,
     UnknownProtocol,
     ZeoidError,
 )
-from zeoid.model import NO_TID
 from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
 
 if TYPE_CHECKING:
@@ -284,9 +283,9 @@ class Link:
                 # It will not have another one soon: whoever waits for the first connection is told at once.
                 raise ClientError(f"no connection to {channel.peer}: {problem}") from problem
             if self._token:
-                self._authenticate(channel)
+                authenticate(channel, self._token, self._connect_timeout_s)
             try:
-                tid = self._register(channel, access is Access.READ)
+                tid = register(channel, self._storage, access is Access.READ, self._connect_timeout_s)
             except TimedOut:
                 raise
             except Disconnected:
@@ -297,37 +296,12 @@ class Link:
             except ReadOnlyError:
                 if access is not Access.FALLBACK:
                     raise
-                return channel, self._register(channel, True), False
+                tid = register(channel, self._storage, True, self._connect_timeout_s)
+                return channel, tid, False
         except BaseException:
             channel.close()
             raise
         return channel, tid, access is not Access.READ
-
-    def _authenticate(self, channel: Channel) -> None:
-        """Show the token. It never leaves in the clear; ClientError says why there is no connection."""
-        peer = channel.peer
-        if not channel.encrypted:
-            raise ClientError(f"the token is not sent to {peer}: this connection is not encrypted")
-        try:
-            channel.call("authenticate", (self._token,), self._connect_timeout_s)
-        except TimedOut:
-            raise
-        except Disconnected:
-            raise Disconnected(f"{peer} closed the connection when it was shown a token") from None
-        except Forbidden as refusal:
-            raise Forbidden(f"{peer} refused the token: {refusal}") from None
-        except (ValueError, TypeError):
-            raise ClientError(f"{peer} knows no tokens: leave the token out, or use a newer server") from None
-
-    def _register(self, channel: Channel, read_only: bool) -> bytes:
-        args = (self._storage, read_only)
-        try:
-            tid = channel.call("register", args, self._connect_timeout_s)
-        except Forbidden as refusal:
-            raise Forbidden(f"{channel.peer} refused: {refusal}") from None
-        except (ValueError, TypeError) as refusal:
-            raise ClientError(f"{channel.peer} refused: {refusal}") from None
-        return NO_TID if tid is None or tid == b"" else tid_of(tid)
 
     # Taking it into use ---------------------------------------------------------------------------
 

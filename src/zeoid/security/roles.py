@@ -271,7 +271,8 @@ def policy(
     try:
         role = Role(default_role)
     except ValueError:
-        raise ConfigurationError(f"there is no role {default_role!r}") from None
+        named = ", ".join(each.value for each in Role)
+        raise ConfigurationError(f"the default role can't be {default_role!r}; there are {named}") from None
     return Policy(
         default_role=role,
         access=None if access_file is None else read_access(access_file),
