@@ -31,6 +31,7 @@ class Securing:
     def server_options(self) -> dict[str, Any]:
         """Arguments of a StorageServer. ConfigurationError if a file is not what it should be."""
         from zeoid.security import roles, tokens
+        from zeoid.security.names import ROLES, Role
         from zeoid.security.tls import ServerContexts, ServerTls
 
         if self.tls is None:
@@ -48,11 +49,10 @@ class Securing:
                 )
             )  # fmt: skip
         try:
-            default_role = roles.Role(self.default_role)
+            default_role = Role(self.default_role)
         except ValueError:
-            named = ", ".join(each.value for each in roles.Role)
             raise ConfigurationError(
-                f"the default role can't be {self.default_role!r}; there are {named}"
+                f"the default role can't be {self.default_role!r}; there are {', '.join(ROLES)}"
             ) from None
         policy = roles.Policy(
             default_role=default_role,
