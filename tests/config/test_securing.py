@@ -14,7 +14,7 @@ from zeoid.config.securing import ENVIRONMENT, Securing, client_options, read_to
 from zeoid.config.serving import read_configuration
 from zeoid.errors import ConfigurationError
 from zeoid.security import tokens
-from zeoid.security.roles import Role
+from zeoid.security.names import Role
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from tests.security import subjects
 from zeoid.config.securing import read_token
 from zeoid.errors import ConfigurationError
 from zeoid.security import tokens as token_files
-from zeoid.security.roles import Role, name_and_role, parse_access
+from zeoid.security.names import Role
+from zeoid.security.roles import name_and_role, parse_access
 from zeoid.security.tls import ClientContexts, ClientTls, ServerContexts, ServerTls
 from zeoid.security.watched import Watched
 

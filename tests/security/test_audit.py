@@ -16,7 +16,8 @@ from zeoid import limits
 from zeoid.security import audit
 from zeoid.security.audit import AuditFile, Event
 from zeoid.security.identity import Peer
-from zeoid.security.roles import NOBODY, TRUSTED, How, Identity, Role
+from zeoid.security.names import Role
+from zeoid.security.roles import NOBODY, TRUSTED, How, Identity
 
 PEER = Peer("192.0.2.7:5000", trusted=False, encrypted=True)
 ZOPE1 = Identity("zope1", How.CERTIFICATE, {"1": Role.WRITE})

@@ -15,7 +15,8 @@ from zeoid import limits
 from zeoid.errors import ConfigurationError, Forbidden
 from zeoid.security import roles, tokens
 from zeoid.security.identity import LOCAL, Peer
-from zeoid.security.roles import EVERYTHING, NOBODY, How, Policy, Role, name_and_role, parse_access
+from zeoid.security.names import Role
+from zeoid.security.roles import EVERYTHING, NOBODY, How, Policy, name_and_role, parse_access
 from zeoid.security.watched import Watched
 from zeoid.wire.messages import Access
 
@@ -67,10 +68,6 @@ def test_what_a_role_allows(role: str, granted: set[Access]) -> None:
     assert (identity.name, identity.how) == ("zope1", How.CERTIFICATE)
     assert identity.may("1") == granted
     assert identity.told("1") == f"zope1 has {role}"
-
-
-def test_the_names_of_roles_are_the_same_everywhere() -> None:
-    assert tuple(role.value for role in Role) == tokens.ROLES
 
 
 def test_whoever_is_trusted_may_do_everything() -> None:

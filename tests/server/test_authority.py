@@ -19,7 +19,7 @@ from zeoid import limits
 from zeoid.engines.opening import open_filestorage, open_memory
 from zeoid.errors import Forbidden, InvalidCall
 from zeoid.model import MAX_TID, NO_TID
-from zeoid.security import roles, tokens
+from zeoid.security import names, roles, tokens
 from zeoid.security.audit import AuditFile, to_file
 from zeoid.security.identity import LOCAL
 from zeoid.security.identity import Peer as Whose
@@ -624,4 +624,4 @@ def test_an_unknown_storage_for_whoever_may_do_everything(town: Town) -> None:
 
 def test_every_access_is_a_role_that_has_it() -> None:
     for access in Access:
-        assert access in roles.GRANTS[roles.Role(access.value)]
+        assert access in roles.GRANTS[names.Role(access.value)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zeoid.errors import ConfigurationError
 from zeoid.security import tokens
+from zeoid.security.names import ROLES
 from zeoid.security.tokens import Token
 
 SUMMARY = "make, list or revoke tokens, which clients show instead of a certificate"
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file", metavar="FILE", default="tokens.json", help="the file of tokens (default: ./tokens.json)"
     )
     parser.add_argument(
-        "--role", metavar="ROLE", choices=tokens.ROLES,
-        help=f"{', '.join(tokens.ROLES[:-1])} or {tokens.ROLES[-1]} (default: {_DEFAULT_ROLE})",
+        "--role", metavar="ROLE", choices=ROLES,
+        help=f"{', '.join(ROLES[:-1])} or {ROLES[-1]} (default: {_DEFAULT_ROLE})",
     )  # fmt: skip
     parser.add_argument(
         "--storage", metavar="NAME", action="append",

@@ -31,14 +31,7 @@ from zeoid.client.entering import authenticate, register
 from zeoid.client.stream import connect
 from zeoid.client.verifying import Verifier
 from zeoid.client.view import View
-from zeoid.errors import (
-    ClientError,
-    Disconnected,
-    PeerError,
-    TimedOut,
-    UnknownProtocol,
-    ZeoidError,
-)
+from zeoid.errors import ClientError, Disconnected, PeerError, TimedOut, ZeoidError
 from zeoid.wire.messages import CLIENT_METHODS, EXTENSIONS
 
 if TYPE_CHECKING:
@@ -279,8 +272,7 @@ class Link:
                 raise Disconnected("the storage is closed")
             try:
                 channel.shake_hands(self._connect_timeout_s)
-            except UnknownProtocol as problem:
-                # It will not have another one soon: whoever waits for the first connection is told at once.
+            except PeerError as problem:  # it speaks something else, and will not change that soon
                 raise ClientError(f"no connection to {channel.peer}: {problem}") from problem
             if self._token:
                 authenticate(channel, self._token, self._connect_timeout_s)

@@ -10,9 +10,9 @@ one in a connection is `tls`.
 | `revoked.pem` | the list of revoked certificates (CRL) | 0644 |
 | `issued.json` | `{"format": 1, "issued": […]}`, the fields of `Issued`, times in ISO 8601 | 0600 |
 | `servers/NAME.pem`, `clients/NAME.pem` | bundles: private key, certificate, `ca.pem` | 0600 |
-| `.lock` | locked by whoever changes anything | 0600 |
 
-Every file is replaced by a rename. What a crash between two of them leaves:
+Whoever changes anything locks the directory. Every file is replaced by a rename. What a crash between two
+of them leaves:
 
 | between | it leaves | so |
 |---|---|---|
@@ -38,8 +38,8 @@ from zeoid import limits
 from zeoid.errors import ConfigurationError
 from zeoid.model import frozen
 from zeoid.security import files, issuing
+from zeoid.security.names import ROLES
 
-ROLES: Final = ("read", "write", "admin", "replica")
 SERVER, CLIENT = "server", "client"
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 FORMAT: Final = 1
@@ -329,7 +329,7 @@ class CertificateAuthority:
             return
         ours = {path.name for path in (self.key_path, self.revoked_path, self._issued_path)}
         ours |= {files.part_of(self.directory / name).name for name in {*ours, "ca.pem"}}
-        ours |= {"servers", "clients", files.LOCK_NAME}
+        ours |= {"servers", "clients"}
         if other := sorted({path.name for path in self.directory.iterdir()} - ours):
             raise ConfigurationError(f"{self.directory} has other files ({other[0]}); choose a new directory")
         used = [path for kind in (SERVER, CLIENT) for path in (self.directory / f"{kind}s").glob("*")]

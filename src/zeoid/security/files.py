@@ -18,7 +18,6 @@ from zeoid.errors import ConfigurationError
 SECRET: Final = 0o600
 PUBLIC: Final = 0o644
 PRIVATE_DIRECTORY: Final = 0o700
-LOCK_NAME: Final = ".lock"
 
 
 def part_of(path: Path) -> Path:
@@ -73,9 +72,18 @@ def sync_directory(path: Path) -> None:
 def locked(directory: Path, timeout_s: float = limits.CERTIFICATES_LOCK_S) -> Iterator[None]:
     """Be the only one, of processes and threads, who changes what is in *directory*. ConfigurationError.
 
-    The lock is that of the opened file: it ends with the process, however that ends.
+    The directory itself is what is locked, so that no file is left. The lock ends with the process, however
+    that ends. Where there are no such locks nobody is kept out.
     """
-    opened = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, SECRET)
+    try:
+        import fcntl  # noqa: F401 - whether there are any
+    except ImportError:
+        yield
+        return
+    try:
+        opened = os.open(directory, os.O_RDONLY)
+    except OSError as problem:
+        raise ConfigurationError(f"{directory} can't be opened: {problem.strerror}") from None
     try:
         _lock(opened, directory, timeout_s)
         yield
@@ -97,3 +105,5 @@ def _lock(opened: int, directory: Path, timeout_s: float) -> None:
                     f"another command is changing {directory}; try again when it has ended"
                 ) from None
             time.sleep(limits.CERTIFICATES_LOCK_POLL_S)
+        except OSError as problem:
+            raise ConfigurationError(f"{directory} can't be locked: {problem.strerror}") from None

@@ -20,7 +20,6 @@ A server that is also a client has what both columns say. All have key identifie
 import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -35,9 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from zeoid import limits
 from zeoid.model import frozen
-
-#: What precedes the role in a subject's OU.
-ROLE_PREFIX: Final = "zeoid role: "
+from zeoid.security.names import ROLE_PREFIX
 
 Key = ec.EllipticCurvePrivateKey
 

@@ -30,24 +30,15 @@ from zeoid.errors import ConfigurationError, Forbidden
 from zeoid.model import frozen
 from zeoid.security import tokens
 from zeoid.security.identity import Peer, printable
+from zeoid.security.names import ROLE_PREFIX, ROLES, Role
 from zeoid.security.watched import Watched
 from zeoid.wire.messages import Access
 
 log = logging.getLogger("zeoid.server")
 
-ROLE_PREFIX: Final = "zeoid role: "
 TOKEN_PREFIX: Final = "token:"  # noqa: S105 - the beginning of a name
 #: Every storage.
 ALL: Final = tokens.ALL
-
-
-class Role(Enum):
-    """What somebody is to a server. The names are those of certificates, tokens and access files."""
-
-    READ = "read"
-    WRITE = "write"
-    ADMIN = "admin"
-    REPLICA = "replica"
 
 
 GRANTS: Final[Mapping[Role, frozenset[Access]]] = {
@@ -136,8 +127,7 @@ def _add_rule(roles: dict[str, dict[str, Role]], words: list[str]) -> None:
     try:
         known = Role(role)
     except ValueError:
-        named = ", ".join(each.value for each in Role)
-        raise ValueError(f"there is no role {role!r}; there are {named}") from None
+        raise ValueError(f"there is no role {role!r}; there are {', '.join(ROLES)}") from None
     of_name = roles.setdefault(name, {})
     for storage in storages or [ALL]:
         if storage in of_name:

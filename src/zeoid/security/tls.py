@@ -12,7 +12,6 @@ Owns the files and the contexts. What goes over a connection is `end`'s business
 """
 
 import logging
-import os
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from zeoid.addresses import TcpAddress
 from zeoid.errors import ConfigurationError
 from zeoid.model import frozen
 from zeoid.security.end import End
+from zeoid.security.watched import Changes
 
 log = logging.getLogger("zeoid.security")
 
@@ -71,14 +71,12 @@ class ClientTls:
     check_hostname: bool = True
 
 
-class _Watched:
+class _Following:
     """A context that follows its files."""
 
     def __init__(self, files: Sequence[str | None], monotonic: Callable[[], float]) -> None:
-        self._files = [file for file in files if file and file != SYSTEM]
-        self._monotonic = monotonic
-        self._seen = self._stat()
-        self._looked_s = monotonic()
+        named = [file for file in files if file and file != SYSTEM]
+        self._changes = Changes(named, monotonic, limits.TLS_RELOAD_S)
         self._make()
 
     def _make(self) -> None:
@@ -87,15 +85,11 @@ class _Watched:
 
     def look(self) -> bool:
         """Make everything anew if a file has changed. True if something new is in use now."""
-        now_s = self._monotonic()
-        if now_s - self._looked_s < limits.TLS_RELOAD_S:
-            return False
-        self._looked_s = now_s
-        return self._stat() != self._seen and self.reload()
+        return self._changes.found() and self.reload()
 
     def reload(self) -> bool:
         """Make everything anew. False, and a line in the log, if that can't be: it all stays as it was."""
-        self._seen = self._stat()  # first: what changes meanwhile is seen next time
+        self._changes.note()
         try:
             self._make()
         except ConfigurationError as problem:
@@ -104,18 +98,8 @@ class _Watched:
         log.info("certificates were read again")
         return True
 
-    def _stat(self) -> list[tuple[int, int, int] | None]:
-        seen: list[tuple[int, int, int] | None] = []
-        for file in self._files:
-            try:
-                found = os.stat(file)
-                seen.append((found.st_mtime_ns, found.st_size, found.st_ino))
-            except OSError:
-                seen.append(None)
-        return seen
 
-
-class ServerContexts(_Watched):
+class ServerContexts(_Following):
     """What a server's connections are made with. ConfigurationError if it can't be."""
 
     def __init__(self, tls: ServerTls, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -167,7 +151,7 @@ class ServerContexts(_Watched):
         return ""
 
 
-class ClientContexts(_Watched):
+class ClientContexts(_Following):
     """What a client's connections are made with. ConfigurationError if it can't be."""
 
     def __init__(self, tls: ClientTls, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -14,26 +14,25 @@ with times in seconds since the epoch. A version that is not known is refused. M
 allows.
 """
 
-import contextlib
 import hashlib
 import hmac
 import json
 import os
 import re
 import secrets
-import tempfile
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from zeoid import limits
 from zeoid.errors import ConfigurationError
 from zeoid.model import frozen
+from zeoid.security import files
+from zeoid.security.names import ROLES
 from zeoid.security.watched import Watched
 
 VERSION: Final = 1
-ROLES: Final = ("read", "write", "admin", "replica")
 ALL: Final = "*"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TOKEN: Final = re.compile(rf"zeoid_({_NAME.pattern})_[A-Za-z0-9_-]{{43}}", re.ASCII)
@@ -166,7 +165,7 @@ def make(path: Path, name: str, role: str, storages: Sequence[str], days: float 
         )
     secret = urlsafe_b64encode(secrets.token_bytes(_SECRET_BYTES)).rstrip(b"=").decode("ascii")
     token = f"zeoid_{name}_{secret}"
-    with _alone(path):
+    with files.locked(path.parent):
         tokens = dict(read(path)) if path.exists() else {}
         if name in tokens and not tokens[name].wrong(now):
             raise ConfigurationError(
@@ -180,7 +179,7 @@ def make(path: Path, name: str, role: str, storages: Sequence[str], days: float 
 
 def revoke(path: Path, name: str, now: float) -> None:
     """ConfigurationError if there is none, or it was revoked before."""
-    with _alone(path):
+    with files.locked(path.parent):
         tokens = dict(read(path))
         token = tokens.get(name)
         if token is None:
@@ -193,39 +192,9 @@ def revoke(path: Path, name: str, now: float) -> None:
         _write(path, tokens)
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """While no other command changes a file in this directory. That is what is locked: no file is left."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    try:
-        directory = os.open(path.parent, os.O_RDONLY)
-    except OSError as problem:
-        raise ConfigurationError(f"{path.parent} can't be opened: {problem.strerror}") from None
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-        with contextlib.suppress(OSError):  # not every file system knows how
-            os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def _write(path: Path, tokens: Tokens) -> None:
     """Put it in place of the old one, whole or not at all."""
-    temporary = ""
     try:
-        # Nobody but its owner can read what mkstemp makes.
-        fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(told(tokens))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        files.write_whole(path, told(tokens).encode("utf-8"), files.SECRET)
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         raise ConfigurationError(f"{path} can't be written: {problem.strerror}") from None

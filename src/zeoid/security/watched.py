@@ -1,4 +1,4 @@
-"""A file of rules that may change while a server runs.
+"""Files that may change while they are in use: rules, and certificates.
 
 Owns when it is looked at, and what becomes of a fault in it:
 
@@ -8,13 +8,14 @@ Owns when it is looked at, and what becomes of a fault in it:
     is another, and bad    what held before goes on to hold, and the log says so, once for each fault
     is not there           the same: a file that is replaced may be away for a moment
 
-So a typing error lets nobody in, and locks nobody out. Must not know what the files say.
+So a typing error lets nobody in, and locks nobody out. What is made of certificates is `tls`'
+business, which goes by `Changes` as well. Must not know what the files say.
 """
 
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,6 +24,31 @@ from zeoid.errors import ConfigurationError
 
 log = logging.getLogger("zeoid.server")
 _Rules = TypeVar("_Rules")
+
+
+class Changes:
+    """Whether files have become others since they were looked at the last time."""
+
+    def __init__(
+        self, files: Sequence[str | os.PathLike[str]], monotonic: Callable[[], float], every_s: float
+    ) -> None:
+        self._files = files
+        self._monotonic = monotonic
+        self._every_s = every_s
+        self.note()
+
+    def note(self) -> None:
+        """They are about to be read. To be called first: what changes meanwhile is found the next time."""
+        self._looked_s = self._monotonic()
+        self._seen = [_signature(file) for file in self._files]
+
+    def found(self) -> bool:
+        """Whether there are any. They are not looked for if that was done lately."""
+        if self._monotonic() - self._looked_s < self._every_s:
+            return False
+        before = self._seen
+        self.note()
+        return self._seen != before
 
 
 class Watched(Generic[_Rules]):
@@ -41,40 +67,33 @@ class Watched(Generic[_Rules]):
         self.path = Path(path)
         self._parse = parse
         self._private = private
-        self._monotonic = monotonic
-        self._every_s = every_s
         self._told = ""
-        self._looked_s = monotonic()
-        self._seen, self.rules = self._read()
+        self._changes = Changes([path], monotonic, every_s)
+        self.rules = self._read()
 
     def look(self) -> bool:
         """Look at the file, if that was not done lately. Whether `rules` have become others."""
-        now_s = self._monotonic()
-        if now_s - self._looked_s < self._every_s:
+        if not self._changes.found():
             return False
-        self._looked_s = now_s
+        before = self.rules
         try:
-            if _signature(os.stat(self.path)) == self._seen:
-                return False
-            before = self.rules
-            self._seen, self.rules = self._read()
-        except (OSError, ConfigurationError) as problem:
+            self.rules = self._read()
+        except ConfigurationError as problem:
             self._complain(problem)
             return False
         self._told = ""
         log.info("%s was read again", self.path)
         return self.rules != before
 
-    def _read(self) -> "tuple[tuple[int, ...], _Rules]":
+    def _read(self) -> _Rules:
         try:
             with open(self.path, "rb") as file:
-                found = os.fstat(file.fileno())
                 if self._private:
-                    refuse_if_open_to_others(self.path, found)
+                    refuse_if_open_to_others(self.path, os.fstat(file.fileno()))
                 content = file.read(limits.RULES_BYTES + 1)
             if len(content) > limits.RULES_BYTES:
                 raise ConfigurationError(f"{self.path} has more than {limits.RULES_BYTES:,} bytes")
-            return _signature(found), self._parse(content.decode("utf-8"))
+            return self._parse(content.decode("utf-8"))
         except OSError as problem:
             raise ConfigurationError(f"{self.path} can't be read: {problem.strerror}") from None
         except UnicodeError:
@@ -95,5 +114,10 @@ def refuse_if_open_to_others(path: Path, found: os.stat_result) -> None:
         raise ConfigurationError(f"others can read {path}: chmod 600 {path}")
 
 
-def _signature(found: os.stat_result) -> tuple[int, ...]:
+def _signature(file: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """What is another one when a file is; None if there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
