@@ -21,6 +21,7 @@ import contextlib
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,12 +37,13 @@ from ZODB.POSException import (
 from zeoid import limits
 from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
-from zeoid.errors import Forbidden, InvalidCall, PackCancelled, PeerError, UnsendableValue
+from zeoid.commit.gathering import size_of
+from zeoid.errors import Crowded, Forbidden, InvalidCall, PackCancelled, PeerError, UnsendableValue
 from zeoid.security.audit import Event
 from zeoid.security.identity import Peer
 from zeoid.security.roles import NOBODY
 from zeoid.server.authority import Authority
-from zeoid.server.clients import Announcement, House, Wire
+from zeoid.server.clients import Announcement, Done, House, Wire
 from zeoid.server.downloads import Downloads
 from zeoid.server.hosted import Hosted
 from zeoid.server.iterators import Iterators
@@ -91,7 +93,10 @@ class Session:
         self._gathered_bytes = 0
         self._held = False
         self._awaited: dict[Any, MessageId] = {}
+        #: Requests that take long: all, those that threads have, and those that are to come after them.
         self._slow = 0
+        self._slow_at_once = 0
+        self._slow_waiting: deque[tuple[Callable[[], Any], Done]] = deque()
         #: Objects of bulk loads since it was this session's turn. After so many it is that of others.
         self.bulk_loads = 0
         self._waits_for_turn = False
@@ -147,6 +152,16 @@ class Session:
             self._send(reply)
         return True
 
+    @property
+    def held_bytes(self) -> int:
+        """What is in memory of what it sent, but for its transactions."""
+        held = self._connection.pending_bytes
+        if self._calls:
+            held += size_of(self._calls[0])  # what came behind it came in one segment with its end
+        if self._uploads is not None:
+            held += self._uploads.queued_bytes
+        return held
+
     def pause(self) -> None:
         """The client does not read its replies: carry out no more calls until it does."""
         self._paused = True
@@ -174,15 +189,18 @@ class Session:
         self.bulk_loads = 0
         if not self._held:
             self._gathered = []
+        left = max(0, len(calls) - limits.CALLS_PER_TURN)
         try:
-            while calls and not self._paused and not self._closed:
+            while len(calls) > left and not self._paused and not self._closed:
                 if self._reads.full:
                     self._wire.stop_reading()
+                    left = 0
                     break
                 self._call(*calls.popleft())
                 if self.bulk_loads >= limits.BULK_LOAD_OIDS and calls:
-                    self._let_others_go_first()
-                    break
+                    left = len(calls)
+            if left and len(calls) == left and not self._paused and not self._closed:
+                self._let_others_go_first()
             if self._connection.state is _ASKED:
                 self._report_status()
             elif self._connection.state is _HANDED_OVER:
@@ -248,13 +266,18 @@ class Session:
             return
         if isinstance(problem, Forbidden):
             self.authority.tell(Event.REFUSED, reason=str(problem))
-        if not isinstance(problem, (InvalidCall, Forbidden, *_EXPECTED)):
-            log.error("%s: %s failed", self.label, name, exc_info=problem)
-        elif isinstance(problem, (InvalidCall, Forbidden)) and not one_way:
+        if isinstance(problem, Crowded):
+            self.authority.tell(Event.REFUSED, reason=str(problem))
+        elif not isinstance(problem, (InvalidCall, Forbidden, *_EXPECTED)):
+            if self.authority.may_tell():
+                log.error("%s: %s failed", self.label, name, exc_info=problem)
+        elif isinstance(problem, (InvalidCall, Forbidden)) and not one_way and self.authority.may_tell():
             log.warning("%s: %s", self.label, problem)
         if not one_way:
             self._fault(message_id, problem)
-            if isinstance(problem, Forbidden) and not self.registered:
+            if isinstance(problem, Crowded):
+                self.drop(str(problem))
+            elif isinstance(problem, Forbidden) and not self.registered:
                 self.drop("it did not get in")
         else:
             self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
@@ -287,6 +310,7 @@ class Session:
         may_write = Access.WRITE in granted
         if not read_only and (hosted.read_only or not may_write):
             raise ReadOnlyError()
+        self._house.admission.places.settle(self._wire, self.authority.key)
         self.read_only = read_only
         self.hosted = hosted
         self.grant = Grant(hosted, read_only or not may_write, self._peer, encrypted=self._encrypted)
@@ -305,7 +329,8 @@ class Session:
 
     def set_label(self, label: str) -> None:
         printable = "".join(c if c.isprintable() else "?" for c in label[:200])
-        log.info("%s is labelled %s", self.label, printable)
+        if self.authority.may_tell():
+            log.info("%s is labelled %s", self.label, printable)
         self.label = f"{printable} {self._peer}"
 
     def recheck(self) -> None:
@@ -350,14 +375,24 @@ class Session:
 
         def done(value: Any, problem: BaseException | None) -> None:
             self._slow -= 1
+            self._slow_at_once -= 1
+            self._begin_slow()
             if self._closed:
-                self.iterators.close()
+                if not self._slow:
+                    self.iterators.close()
             elif isinstance(problem, Exception):
                 self._failed(message_id, one_way, name, (), problem)
             elif not one_way:
                 self._reply(message_id, name, value)
 
-        self.hosted.run_reading(slow.work, done)
+        self._slow_waiting.append((slow.work, done))
+        self._begin_slow()
+
+    def _begin_slow(self) -> None:
+        """Not all of them at once: others' are to find a thread, too."""
+        while self._slow_waiting and self._slow_at_once < limits.SLOW_REQUESTS_AT_ONCE:
+            self._slow_at_once += 1
+            self.hosted.run_reading(*self._slow_waiting.popleft())
 
     def _read_ended(
         self, call: tuple[MessageId, bool, str], value: Any, problem: Exception | None, was_full: bool
@@ -565,7 +600,7 @@ class Session:
         """Close the connection after what has been written so far. An empty *reason* is not logged."""
         if self._closed:
             return
-        if reason:
+        if reason and self.authority.may_tell():
             log.warning("%s dropped: %s", self.label, reason)
         gathered, self._gathered = self._gathered, None
         if gathered:
@@ -586,12 +621,15 @@ class Session:
         self._closed = True
         self._answers_loads = False
         self._connection.close()
+        self._slow -= len(self._slow_waiting)
+        self._slow_waiting.clear()
         if not self._slow:
             self.iterators.close()
         self._downloads.close()
         if self._uploads is not None:
             self._uploads.close()
         if self.registered:
+            self._house.admission.places.leave(self._wire)
             self.authority.tell(Event.DISCONNECTED)
             self._house.streams.end(self.grant)
             self.hosted.disconnected(self)

@@ -100,6 +100,12 @@ class Staged:
             return blobs
 
 
+def refuse_large(size_bytes: int, most_bytes: int) -> None:
+    """StorageError if a blob is larger than it may be."""
+    if size_bytes > most_bytes:
+        raise StorageError(f"the blob is larger than {most_bytes:,} bytes, the most that this server takes")
+
+
 class Arrival:
     """One blob that is arriving, in a thread. Whoever makes one owes `end`.
 
