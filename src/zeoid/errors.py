@@ -39,6 +39,10 @@ class InvalidCall(ZeoidError):
     """
 
 
+class TooLarge(ZeoidError, StorageError):  # type: ignore[misc]
+    """A transaction or a blob is larger than a server takes."""
+
+
 class Crowded(ZeoidError, StorageError):  # type: ignore[misc]
     """A server has no place for another connection, by its limits. Later it may have: clients try again."""
 

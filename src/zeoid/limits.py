@@ -17,7 +17,7 @@ NESTING: Final = 64
 #: Values in a message of a client that is longer than `MESSAGE_COUNTED_BYTES`: an empty dictionary is one
 #: byte on the wire and 64 in memory. Real messages that are long have long records, and few values.
 MESSAGE_VALUES: Final = 100_000
-MESSAGE_COUNTED_BYTES: Final = 1024 * 1024
+MESSAGE_COUNTED_BYTES: Final = 256 * 1024
 #: Opcodes of a client's pickle that is longer than `PICKLE_COUNTED_BYTES`: each is a call in Python.
 PICKLE_OPCODES: Final = 200_000
 PICKLE_COUNTED_BYTES: Final = 64 * 1024
@@ -44,6 +44,10 @@ NEWCOMERS_PER_ADDRESS: Final = 250
 #: What is held for clients in all: messages of which a part has come, transactions that are not committed,
 #: what they don't read. Beyond that, whoever holds most is dropped.
 HELD_BYTES: Final = 2 * 1024 * 1024 * 1024
+#: … which is looked at whenever such a part of it has come …
+HELD_SHARE: Final = 1 / 8
+#: … in pieces, each as large as this at least.
+HELD_PIECE_BYTES: Final = 32 * 1024
 #: A connection is closed that has sent nothing for this long: clients of ZEO send heartbeats every minute …
 IDLE_S: Final = 15 * 60.0
 #: … and so many connections are looked at in one tick.

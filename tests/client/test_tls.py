@@ -446,7 +446,7 @@ def test_a_client_that_reads_nothing(
         def flood() -> bool:
             def write() -> None:
                 for connection in server.server.connections:
-                    if connection._session is not None and raw.name in connection._session.grant.label:
+                    if connection.session is not None and raw.name in connection.session.grant.label:
                         connection.write(bytes(200_000))
 
             server.on_loop(write)

@@ -6,9 +6,8 @@ Owns what an operation counts for. Knows nothing of states, nor of locks.
 from collections.abc import Sequence
 from typing import Any
 
-from ZODB.POSException import StorageError
-
 from zeoid.commit.actions import Transaction
+from zeoid.errors import TooLarge
 from zeoid.model import AttachBlob, CheckCurrent, Operation, Restore, Store, Undo
 
 #: What an operation takes in memory besides its data, so that many small ones count, too.
@@ -54,7 +53,7 @@ def count(transaction: Transaction, operations: Sequence[Operation], most_bytes:
             transaction.blobs.append(operation.blob)
     if transaction.size_bytes <= most_bytes:
         return True
-    transaction.broken = StorageError(f"the transaction is larger than {most_bytes:,} bytes")
+    transaction.broken = TooLarge(f"the transaction is larger than {most_bytes:,} bytes")
     transaction.operations.clear()
     transaction.size_bytes = begun(transaction)
     return False

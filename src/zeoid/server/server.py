@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -80,8 +80,12 @@ class StorageServer:
         )
         self.handshake_timeout_s = handshake_timeout_s
         self.connections: set[Transport] = set()
-        self._watch = Watch(
-            self.connections, self.admission.places.who, held_bytes=max_memory_bytes, idle_s=idle_s
+        self.watch = Watch(
+            self.connections,
+            self.admission.places.who,
+            self._transactions,
+            held_bytes=max_memory_bytes,
+            idle_s=idle_s,
         )
         self.addresses: list[Address] = []
         self._listeners: list[asyncio.Server] = []
@@ -226,16 +230,18 @@ class StorageServer:
             if self.certificates is not None and self.certificates.look():
                 self._drop_revoked()
             self.admission.tick(self.storages)
-            self._watch.tick(
-                (transaction.owner, transaction.size_bytes)
-                for hosted in self.storages.values()
-                for transaction in hosted.transactions.all()
-            )
+            self.watch.tick()
             for hosted in self.storages.values():
                 try:
                     hosted.tick()
                 except Exception:
                     log.exception("storage %r: a fault in the server", hosted.name)
+
+    def _transactions(self) -> Iterator[tuple[Any, int]]:
+        """The sessions and sizes of those under way."""
+        for hosted in self.storages.values():
+            for transaction in hosted.transactions.all():
+                yield transaction.owner, transaction.size_bytes
 
     def _cancel_packs(self) -> None:
         for hosted in self.storages.values():

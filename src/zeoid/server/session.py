@@ -38,7 +38,7 @@ from zeoid import limits
 from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
 from zeoid.commit.gathering import size_of
-from zeoid.errors import Crowded, Forbidden, InvalidCall, PackCancelled, PeerError, UnsendableValue
+from zeoid.errors import Crowded, Forbidden, InvalidCall, PackCancelled, PeerError, TooLarge, UnsendableValue
 from zeoid.security.audit import Event
 from zeoid.security.identity import Peer
 from zeoid.security.roles import NOBODY
@@ -74,6 +74,8 @@ _HANDED_OVER = State.HANDED_OVER
 
 #: Errors that are part of normal life: the client is told, the log is not.
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError)
+#: … and what is told in a line.
+_ITS_OWN_FAULT = (InvalidCall, Forbidden, TooLarge)
 
 
 class Session:
@@ -268,10 +270,10 @@ class Session:
             self.authority.tell(Event.REFUSED, reason=str(problem))
         if isinstance(problem, Crowded):
             self.authority.tell(Event.REFUSED, reason=str(problem))
-        elif not isinstance(problem, (InvalidCall, Forbidden, *_EXPECTED)):
+        elif not isinstance(problem, (*_ITS_OWN_FAULT, *_EXPECTED)):
             if self.authority.may_tell():
                 log.error("%s: %s failed", self.label, name, exc_info=problem)
-        elif isinstance(problem, (InvalidCall, Forbidden)) and not one_way and self.authority.may_tell():
+        elif isinstance(problem, _ITS_OWN_FAULT) and not one_way and self.authority.may_tell():
             log.warning("%s: %s", self.label, problem)
         if not one_way:
             self._fault(message_id, problem)
@@ -621,6 +623,7 @@ class Session:
         self._closed = True
         self._answers_loads = False
         self._connection.close()
+        self._calls.clear()
         self._slow -= len(self._slow_waiting)
         self._slow_waiting.clear()
         if not self._slow:

@@ -17,7 +17,7 @@ import threading
 from ZODB.POSException import StorageError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.errors import not_stored
+from zeoid.errors import TooLarge, not_stored
 from zeoid.model import StagedBlob
 from zeoid.ports import BlobWriter, Engine
 
@@ -101,9 +101,9 @@ class Staged:
 
 
 def refuse_large(size_bytes: int, most_bytes: int) -> None:
-    """StorageError if a blob is larger than it may be."""
+    """TooLarge if a blob is larger than it may be."""
     if size_bytes > most_bytes:
-        raise StorageError(f"the blob is larger than {most_bytes:,} bytes, the most that this server takes")
+        raise TooLarge(f"the blob is larger than {most_bytes:,} bytes, the most that this server takes")
 
 
 class Arrival:

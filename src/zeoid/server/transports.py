@@ -89,6 +89,8 @@ class Transport(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         assert self.session is not None
         self.session.receive(data)
+        if len(data) >= limits.HELD_PIECE_BYTES:
+            self._server.watch.comes(len(data))
 
     def connection_lost(self, problem: Exception | None) -> None:
         self._writable = False
@@ -255,6 +257,8 @@ class TlsTransport(Transport):
                 self._flush()
             if plain:
                 self.session.receive(plain)
+                if len(plain) >= limits.HELD_PIECE_BYTES:
+                    self._server.watch.comes(len(plain))
             elif self._end.finished:
                 self.close()
         elif not self._refused:

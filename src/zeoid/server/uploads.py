@@ -19,10 +19,10 @@ Owns what has arrived and is no transaction's yet. Must not know how messages ar
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
-from ZODB.POSException import POSError, ReadOnlyError, StorageError, StorageTransactionError
+from ZODB.POSException import POSError, ReadOnlyError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.errors import InvalidCall, not_stored
+from zeoid.errors import InvalidCall, TooLarge, not_stored
 from zeoid.model import AttachBlob, Restore, StagedBlob, Store
 from zeoid.ports import BlobWriter
 from zeoid.server.hosted import Hosted
@@ -191,7 +191,7 @@ class _Upload:
         self._size_bytes += len(data)
         try:
             refuse_large(self._size_bytes, self._hosted.blob_bytes)
-        except StorageError as problem:
+        except TooLarge as problem:
             self.abandon()
             self.problem = problem
         else:

@@ -7,8 +7,8 @@
 
 What is held: the part of a message that has come, transactions that are not committed, and what was not
 read by the other end. Each has a limit of its own for one connection; without this one, thousands of them
-could fill the memory. None of it is counted on the way of a message, so it costs nothing there; between two
-looks more may come than the limit says.
+could fill the memory. None of it is counted on the way of a message, so it costs nothing there: it is looked
+at in every tick, and whenever `HELD_SHARE` of the limit has come in large pieces.
 
 The system knows since when a TCP connection has brought nothing, where it is Linux. Elsewhere, and on unix
 sockets, nobody is closed for silence; connections whose other end is gone are found by TCP's keepalive.
@@ -46,27 +46,41 @@ class Watch:
         self,
         connections: Collection[Watched],
         who: Callable[[Any], str],
+        transactions: Callable[[], Iterable[tuple[Any, int]]],
         *,
         held_bytes: int = limits.HELD_BYTES,
         idle_s: float = limits.IDLE_S,
     ) -> None:
-        """*who* tells whose a connection is."""
+        """*who* tells whose a connection is, *transactions* the session and the size of each."""
         self._connections = connections
         self._who = who
+        self._transactions = transactions
+        #: What has come in large pieces since the last look.
+        self._come_bytes = 0
         self._held_bytes = held_bytes
         self._idle_s = idle_s
         #: Those that are still to be asked in this round.
         self._to_ask: list[Watched] = []
 
-    def tick(self, transactions: Iterable[tuple[Any, int]]) -> None:
-        """*transactions*: the session and the size of each."""
+    def tick(self) -> None:
+        self._look()
+        self._ask_some()
+
+    def comes(self, size_bytes: int) -> None:
+        """A large piece has come: what is held must not grow for long without a look."""
+        self._come_bytes += size_bytes
+        if self._come_bytes > self._held_bytes * limits.HELD_SHARE:
+            self._look()
+
+    def _look(self) -> None:
+        self._come_bytes = 0
         held: dict[Watched, int] = {}
         for connection in self._connections:
             size_bytes = connection.held_bytes()
             if size_bytes:
                 held[connection] = size_bytes
         of_session: dict[int, int] = {}
-        for session, size_bytes in transactions:
+        for session, size_bytes in self._transactions():
             of_session[id(session)] = of_session.get(id(session), 0) + size_bytes
         if of_session:
             for connection in self._connections:
@@ -75,7 +89,6 @@ class Watch:
                     held[connection] = held.get(connection, 0) + size_bytes
         if sum(held.values()) > self._held_bytes:
             self._shed(held)
-        self._ask_some()
 
     def _shed(self, held: dict[Watched, int]) -> None:
         total = sum(held.values())

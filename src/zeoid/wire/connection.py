@@ -89,6 +89,8 @@ class _Connection:
     def close(self) -> None:
         self.state = State.CLOSED
         self._loads_are_records = False
+        # What is left of this object may stay for long, in a cycle of references.
+        self._reader.rest = bytearray()
 
     def _require_open(self) -> None:
         if self.state is not State.OPEN:
