@@ -223,6 +223,8 @@ class TlsTransport(Transport):
         self._where = ""
         self._silence: asyncio.TimerHandle | None = None
         self._certificate: bytes | None = None
+        #: Whether the end is somebody else's, or nobody's.
+        self._is_given = False
         self._refused = False
         #: What has come of the handshake, and whether the thread that does it has some of that: nobody else
         #: may use the end meanwhile.
@@ -279,6 +281,8 @@ class TlsTransport(Transport):
         self._shaking = False
         transport, end = self._transport, self._end
         if transport is None or not self._writable:
+            if self not in self._server.connections:
+                self._release()
             return
         if problem is not None:
             self._refuse(str(problem) if isinstance(problem, EncryptionError) else repr(problem))
@@ -350,6 +354,8 @@ class TlsTransport(Transport):
         if self.session is None and not self._refused and self._end.begun and self._may_tell():
             log.info("%s broke off within the TLS handshake", self._where)
         super().connection_lost(problem)
+        if not self._shaking:
+            self._release()
 
     def drop_if_revoked(self) -> None:
         """End it if its certificate is not good any more."""
@@ -361,7 +367,14 @@ class TlsTransport(Transport):
             self.session.drop("its certificate was revoked")
 
     def _pipe(self, sock: socket.socket) -> Pipe:
+        self._is_given = True
         return TlsPipe(sock, self._end)
+
+    def _release(self) -> None:
+        """The connection is gone, and with it what TLS needs of memory, unless it is a blob connection's."""
+        if not self._is_given:
+            self._is_given = True
+            self._end.release()
 
     def close(self) -> None:
         if self._writable and not self._shaking and self._end.ready:
