@@ -97,6 +97,15 @@ def test_objects_and_blobs(server: BlobServer, open_client: Open, tmp_path: Path
         assert isinstance(connection, TlsTransport)
 
 
+def test_what_openssl_has_is_given_back_with_a_connection(server: BlobServer, open_client: Open) -> None:
+    storage = open_client()
+    (connection,) = server.server.connections
+    assert isinstance(connection, TlsTransport)
+    assert hasattr(connection._end, "_tls")
+    storage.close()
+    wait_until(lambda: not hasattr(connection._end, "_tls"), "it is given back")
+
+
 def test_a_blob_connection_takes_up_the_session(
     server: BlobServer, open_client: Open, tmp_path: Path
 ) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from ZODB.POSException import StorageError
 
+from tests.server.inmemory import MemoryHouse
+from zeoid import limits
 from zeoid.errors import Crowded
 from zeoid.server.admission import Places, Told, host_of
 
@@ -137,3 +141,21 @@ def test_so_many_addresses_are_told_apart() -> None:
     more = told.more()
     assert more is not None
     assert more[:2] == (999, "other addresses")
+
+
+def test_a_session_that_calls_what_is_not_there_does_not_fill_the_log(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines() -> int:
+        return sum("there is no method" in record.getMessage() for record in caplog.records)
+
+    peer = house.peer()
+    for calls in (1, 2):
+        for _ in range(100):
+            with pytest.raises(TypeError):
+                peer.ask("nosuch")
+        assert lines() == calls * limits.REFUSALS_TOLD_PER_CONNECTION
+        house.clock.now_s += limits.REFUSALS_MINUTE_S
+        house.admission.tick(house.storages)
+    untold = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING][-1]
+    assert untold == "80 more refusals were not logged one by one; peer had most of all, 80"
