@@ -6,7 +6,7 @@ VENV := .venv
 ZOPE_VENV := .venv-zope
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-all check bench fuzz fuzz-guided torture torture-cache pack-million clean
+.PHONY: help demo test test-all check bench fuzz fuzz-guided torture torture-cache pack-million hostile clean
 
 help:
 	@echo "make demo           a storage server and three Zope processes that share it (CHECK=1: prove it and leave)"
@@ -19,6 +19,7 @@ help:
 	@echo "make torture        kill server and clients again and again, and lose nothing (SECONDS=600 SEED=...)"
 	@echo "make torture-cache  the same for the cache that processes share, and read nothing wrong (SECONDS=300 SEED=...)"
 	@echo "make pack-million   pack a million objects, and see whether the bar tells the truth (OBJECTS=1000000)"
+	@echo "make hostile        attack a server with thousands of connections, and measure what others notice"
 
 # A Debian without the package python3-venv has Python but cannot make an environment.
 define make_venv
@@ -73,6 +74,9 @@ torture-cache: $(VENV)/.ready
 
 pack-million: $(VENV)/.ready
 	$(RUN) -m tests.pack_million $(if $(OBJECTS),--objects $(OBJECTS))
+
+hostile: $(VENV)/.ready
+	$(RUN) -m tests.hostile $(HOSTILE_ARGS)
 
 clean:
 	rm -rf $(VENV) $(ZOPE_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

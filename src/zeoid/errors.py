@@ -39,6 +39,14 @@ class InvalidCall(ZeoidError):
     """
 
 
+class TooLarge(ZeoidError, StorageError):  # type: ignore[misc]
+    """A transaction or a blob is larger than a server takes."""
+
+
+class Crowded(ZeoidError, StorageError):  # type: ignore[misc]
+    """A server has no place for another connection, by its limits. Later it may have: clients try again."""
+
+
 class UnsendableValue(ZeoidError):
     """A value that the protocol can't carry, such as an object of an application's class."""
 

@@ -14,6 +14,13 @@ FRAME_BYTES: Final = 256 * 1024 * 1024
 HANDSHAKE_FRAME_BYTES: Final = 64 * 1024
 #: How deep lists, tuples and dicts may be nested in a message. Real messages need five levels.
 NESTING: Final = 64
+#: Values in a message of a client that is longer than `MESSAGE_COUNTED_BYTES`: an empty dictionary is one
+#: byte on the wire and 64 in memory. Real messages that are long have long records, and few values.
+MESSAGE_VALUES: Final = 100_000
+MESSAGE_COUNTED_BYTES: Final = 256 * 1024
+#: Opcodes of a client's pickle that is longer than `PICKLE_COUNTED_BYTES`: each is a call in Python.
+PICKLE_OPCODES: Final = 200_000
+PICKLE_COUNTED_BYTES: Final = 64 * 1024
 #: Digits of the longest integer a message may hold (an oid has 64 bits).
 INTEGER_BYTES: Final = 32
 
@@ -27,6 +34,36 @@ BLOB_INLINE_BYTES: Final = 64 * 1024
 #: Connections are refused, and no blob is opened, when no more descriptors than these are left, or than half
 #: of all: the data file, its journal and up to 100 connections that are accepted at once need some.
 DESCRIPTORS_KEPT: Final = 160
+#: Connections that have registered, blob connections not among them …
+CONNECTIONS: Final = 5000
+#: … and those of one identity: of a certificate's name, a token's, or of an address where there is no name.
+CONNECTIONS_PER_IDENTITY: Final = 1000
+#: Connections that have not registered yet, of all addresses and of one: more, and the oldest is closed.
+NEWCOMERS: Final = 1000
+NEWCOMERS_PER_ADDRESS: Final = 250
+#: What is held for clients in all: messages of which a part has come, transactions that are not committed,
+#: what they don't read. Beyond that, whoever holds most is dropped.
+HELD_BYTES: Final = 2 * 1024 * 1024 * 1024
+#: … which is looked at whenever such a part of it has come …
+HELD_SHARE: Final = 1 / 8
+#: … in pieces, each as large as this at least.
+HELD_PIECE_BYTES: Final = 32 * 1024
+#: A connection is closed that has sent nothing for this long: clients of ZEO send heartbeats every minute …
+IDLE_S: Final = 15 * 60.0
+#: … and so many connections are looked at in one tick.
+IDLE_ASKED: Final = 50
+#: Lines in the log about what is wrong with clients, and in the audit log about refusals, of one connection …
+REFUSALS_TOLD_PER_CONNECTION: Final = 20
+#: … of one address …
+REFUSALS_TOLD_PER_ADDRESS: Final = 200
+#: … and of all …
+REFUSALS_TOLD: Final = 500
+#: … in this time; how many more there were is told after that …
+REFUSALS_MINUTE_S: Final = 60.0
+#: … and so many addresses are told apart.
+REFUSALS_ADDRESSES: Final = 1000
+#: Calls of one connection that are carried out before others get their turn.
+CALLS_PER_TURN: Final = 200
 #: A connection that has not registered after this time is closed.
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 #: A prepared transaction that its client does not finish in this time is aborted: others wait for it.
@@ -40,12 +77,16 @@ OUTPUT_HIGH_WATER_BYTES: Final = 1024 * 1024
 OUTPUT_LIMIT_BYTES: Final = 512 * 1024 * 1024
 #: Requests of one connection that wait in threads (undo log, pack, iteration); more are refused.
 SLOW_REQUESTS_PER_CONNECTION: Final = 16
+#: … of which so many at the same time: there are threads for some more.
+SLOW_REQUESTS_AT_ONCE: Final = 2
 #: Transaction and record iterators one connection may hold open.
 ITERATORS_PER_CONNECTION: Final = 1000
 #: Transactions one connection may have open: a stock client has one.
 TRANSACTIONS_PER_CONNECTION: Final = 64
 #: Record data of one transaction. It is held in memory until the transaction is voted on.
 TRANSACTION_BYTES: Final = 1024 * 1024 * 1024
+#: Entries of one answer about history or undo, which are in memory together.
+UNDO_ENTRIES: Final = 100_000
 #: Object ids handed out in one request.
 NEW_OIDS: Final = 1000
 #: Transactions made durable together, and the size of their data: while one batch is written the next one
@@ -101,6 +142,10 @@ BLOB_STREAMS: Final = 16
 BLOB_TOKEN_S: Final = 30.0
 #: … and a client has no more of them.
 BLOB_TOKENS_PER_CONNECTION: Final = 64
+#: Blob connections in all, those that wait for a thread among them.
+BLOB_STREAMS_IN_ALL: Final = 1000
+#: The largest blob that is taken.
+BLOB_BYTES: Final = 1024 * 1024 * 1024 * 1024
 #: A blob connection is closed when it was without a request, or when no byte of a blob moved, for this long.
 BLOB_STREAM_IDLE_S: Final = 30.0
 #: What is still read of a blob that can't be stored, so that its client hears why.

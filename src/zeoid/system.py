@@ -7,6 +7,8 @@ import contextlib
 import errno
 import functools
 import os
+import socket
+import sys
 from typing import Any, Final
 
 from zeoid import limits
@@ -63,6 +65,25 @@ def allow_more_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # not every system means what it says here
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+#: Where the system's `struct tcp_info` has the milliseconds since data came last (linux/tcp.h) …
+_LAST_DATA_RECEIVED: Final = 52
+#: … and what it has up to that.
+_TCP_INFO_BYTES: Final = 56
+
+
+def silent_s(sock: socket.socket) -> float | None:
+    """For how long nothing has come on a TCP connection. None: the system can't tell."""
+    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return None
+    if len(info) < _TCP_INFO_BYTES:
+        return None
+    return int.from_bytes(info[_LAST_DATA_RECEIVED:_TCP_INFO_BYTES], sys.byteorder) / 1000
 
 
 def begin_writeback(fd: int, start: int, length: int) -> bool:

@@ -97,6 +97,15 @@ def test_objects_and_blobs(server: BlobServer, open_client: Open, tmp_path: Path
         assert isinstance(connection, TlsTransport)
 
 
+def test_what_openssl_has_is_given_back_with_a_connection(server: BlobServer, open_client: Open) -> None:
+    storage = open_client()
+    (connection,) = server.server.connections
+    assert isinstance(connection, TlsTransport)
+    assert hasattr(connection._end, "_tls")
+    storage.close()
+    wait_until(lambda: not hasattr(connection._end, "_tls"), "it is given back")
+
+
 def test_a_blob_connection_takes_up_the_session(
     server: BlobServer, open_client: Open, tmp_path: Path
 ) -> None:
@@ -446,7 +455,7 @@ def test_a_client_that_reads_nothing(
         def flood() -> bool:
             def write() -> None:
                 for connection in server.server.connections:
-                    if connection._session is not None and raw.name in connection._session.grant.label:
+                    if connection.session is not None and raw.name in connection.session.grant.label:
                         connection.write(bytes(200_000))
 
             server.on_loop(write)

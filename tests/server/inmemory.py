@@ -22,7 +22,7 @@ from zeoid.model import MAX_TID, NO_TID, CheckCurrent, Conflict, Operation, Stor
 from zeoid.ports import Commit, Engine, Prepared
 from zeoid.security import identity
 from zeoid.security.roles import Policy
-from zeoid.server.authority import Admission
+from zeoid.server.admission import Admission
 from zeoid.server.clients import Done
 from zeoid.server.hosted import Hosted
 from zeoid.server.methods import ANSWERED_LATER

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -92,6 +93,15 @@ class Serving:
         """The most memory that it ever had."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+    def forget_peak_memory(self) -> int:
+        """The peak begins anew, at what it has now, which is returned."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return self.peak_memory_bytes()
+
+    def files(self) -> int:
+        """How many files and sockets it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status. If it does not stop, it is killed, and the test fails."""

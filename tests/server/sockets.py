@@ -149,10 +149,11 @@ class Bystander:
 
     numbers = itertools.count(1_000_000)
 
-    def __init__(self, address: Address, storage: str = "1") -> None:
+    def __init__(self, address: Address, storage: str = "1", client: RawClient | None = None) -> None:
+        """*client*: one that is connected already, such as over TLS."""
         self.rounds = 0
         self.problem: BaseException | None = None
-        self._client = RawClient(address).register(storage)
+        self._client = (client or RawClient(address)).register(storage)
         self._oid = p64(next(self.numbers))
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="bystander", daemon=True)

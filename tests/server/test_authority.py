@@ -26,7 +26,8 @@ from zeoid.security.identity import Peer as Whose
 from zeoid.security.roles import EVERYTHING, Policy
 from zeoid.security.watched import Watched
 from zeoid.server import authority
-from zeoid.server.authority import Admission, handlers
+from zeoid.server.admission import Admission
+from zeoid.server.authority import handlers
 from zeoid.server.methods import METHODS
 from zeoid.wire.frames import frame
 from zeoid.wire.messages import SERVER_METHODS, STORE, Access, Method, Phase
@@ -82,7 +83,7 @@ class Town:
     def later(self) -> None:
         """The server has looked at its files."""
         self.clock.now += 2 * limits.RULES_RELOAD_S
-        self.house.admission.follow_rules(self.house.storages)
+        self.house.admission.tick(self.house.storages)
 
     def stranger(self, coding: str = "M5", where: str = WHERE, **keywords: Any) -> Peer:
         at = Whose(where, **{"trusted": False, "encrypted": True, **keywords})

@@ -174,6 +174,22 @@ def test_between_two_of_them_others_are_served(house: MemoryHouse, engine: Count
     assert not greedy.wire.stopped
 
 
+def test_between_many_calls_others_are_served(house: MemoryHouse) -> None:
+    """Whoever sends thousands of calls in one segment does not keep the loop for all of them."""
+    greedy, other = house.peer(), house.peer()
+    tid = greedy.commit(A)
+    calls = greedy.calls(*[("ping",)] * (2 * limits.CALLS_PER_TURN + 10))
+    for answered in (limits.CALLS_PER_TURN, 2 * limits.CALLS_PER_TURN):
+        assert [call.answered for call in calls].count(True) == answered
+        assert greedy.wire.stopped
+        assert other.ask("loadBefore", A, MAX_TID)[1] == tid
+        greedy.wire.turn()
+        greedy.read()
+    assert all(call.answered for call in calls)
+    assert greedy.wire.callbacks == []
+    assert not greedy.wire.stopped
+
+
 def test_small_ones_are_answered_together(house: MemoryHouse) -> None:
     """As long as they are not more than one may be."""
     peer = house.peer()

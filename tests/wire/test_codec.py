@@ -332,3 +332,16 @@ def test_other_protocols_are_unknown(name: bytes) -> None:
         codec_for(name)
     assert isinstance(caught.value, PeerError)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_long_message_may_have_so_many_values(protocol: bytes) -> None:
+    """Long records are fine; values that take more in memory than on the wire are counted."""
+    large = codec(protocol)
+    record = large.encode(1, 0, "store", [b"x" * 3_000_000])
+    assert len(large.decode_long(record)[3][0]) == 3_000_000
+    for many in ([None] * 1_000_000, [[1] * 1000] * 1000, [{}] * 1_000_000, {"a": [{"b": 1}] * 500_000}):
+        message = large.encode(1, 0, "ping", many)
+        with pytest.raises(UndecodableMessage, match=r"more than|exceeds max"):
+            large.decode_long(message)
+    assert large.decode(large.encode(1, 0, "ping", ()))[2] == "ping"

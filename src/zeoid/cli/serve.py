@@ -82,6 +82,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--insecure", action="store_true",
         help="listen without TLS on addresses that other machines reach, and let them do everything",
     )  # fmt: skip
+    parser.add_argument(
+        "--max-connections", metavar="N", type=_count,
+        help=f"connections that are taken, in all (default: {limits.CONNECTIONS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-connections-each", metavar="N", type=_count,
+        help="connections of one certificate's or token's name, or of one address where there is no name "
+        f"(default: {limits.CONNECTIONS_PER_IDENTITY})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-memory", metavar="MB", type=_count,
+        help="what may be held for clients in all: transactions that are not committed, messages that come, "
+        f"replies that are not read (default: {limits.HELD_BYTES // 1024**2})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-blob", metavar="MB", type=_count,
+        help=f"the largest blob that is taken (default: {limits.BLOB_BYTES // 1024**2})",
+    )  # fmt: skip
     parser.add_argument("--pid-file", metavar="FILE", help="write the process id to this file")
     parser.add_argument("--quiet", action="store_true", help="log warnings and errors only")
 
@@ -95,6 +113,12 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) < 65536:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is no port (0 to 65535)")
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < (value := int(text)) < 1e9:
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
 
 
 def _seconds(text: str) -> float:
@@ -142,6 +166,14 @@ def options(arguments: argparse.Namespace) -> ServingOptions:
         raise ConfigurationError("the certificate is in the configuration file: leave --tls out")
     chosen = {name: value for name in _SECURITY if (value := getattr(arguments, name))}
     given = replace(given, security=replace(given.security, **chosen))
+    if arguments.max_connections is not None:
+        given = replace(given, max_connections=arguments.max_connections)
+    if arguments.max_connections_each is not None:
+        given = replace(given, max_connections_each=arguments.max_connections_each)
+    if arguments.max_memory is not None:
+        given = replace(given, max_memory_bytes=arguments.max_memory * 1024**2)
+    if arguments.max_blob is not None:
+        given = replace(given, max_blob_bytes=arguments.max_blob * 1024**2)
     if arguments.pid_file:
         given = replace(given, pid_file=Path(arguments.pid_file))
     return given
@@ -164,6 +196,10 @@ def run(arguments: argparse.Namespace) -> int:
             transaction_timeout_s=given.transaction_timeout_s,
             invalidation_log_transactions=given.invalidation_log_transactions,
             resolve_conflicts=given.resolve_conflicts,
+            max_connections=given.max_connections,
+            max_connections_each=given.max_connections_each,
+            max_memory_bytes=given.max_memory_bytes,
+            max_blob_bytes=given.max_blob_bytes,
             **security,
         )
 

@@ -38,6 +38,7 @@ class Transaction:
     undoes: bool = False
     #: What was staged for it and is nobody else's: see `blobs`.
     blobs: list[StagedBlob] = field(default_factory=list)
+    #: What of it is in memory, about.
     size_bytes: int = 0
     broken: Exception | None = None
     rounds: int = 0

@@ -106,7 +106,9 @@ class Transactions:
         if (owner, id) not in self._all:
             if type(id) is bytes and (self._outcomes.is_over(id) or id in self._by_id):
                 problem = StorageTransactionError("this transaction was begun before, or is over")
-            self._add(Transaction(owner, id, info, broken=problem))
+            transaction = Transaction(owner, id, info, broken=problem)
+            transaction.size_bytes = gathering.begun(transaction)
+            self._add(transaction)
 
     def operate(self, owner: Any, id: Hashable, *operations: Operation) -> None:
         """Gather operations. Whatever is wrong with them breaks the transaction.

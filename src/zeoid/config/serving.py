@@ -35,6 +35,10 @@ class ServingOptions:
     invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS
     resolve_conflicts: bool = False
     security: Securing = Securing()
+    max_connections: int = limits.CONNECTIONS
+    max_connections_each: int = limits.CONNECTIONS_PER_IDENTITY
+    max_memory_bytes: int = limits.HELD_BYTES
+    max_blob_bytes: int = limits.BLOB_BYTES
     pid_file: Path | None = None
     start_log: Callable[[], None] | None = None
 
@@ -87,6 +91,10 @@ def read_configuration(path: str) -> ServingOptions:
         invalidation_log_transactions=zeo.invalidation_queue_size,
         resolve_conflicts=not zeo.client_conflict_resolution,
         security=_security(zeo),
+        max_connections=zeo.max_connections,
+        max_connections_each=zeo.max_connections_each,
+        max_memory_bytes=zeo.max_memory * 1024**2,
+        max_blob_bytes=zeo.max_blob * 1024**2,
         pid_file=Path(zeo.pid_filename) if zeo.pid_filename else None,
         start_log=_log_starter(path, config.eventlog),
     )

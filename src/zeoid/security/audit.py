@@ -31,6 +31,7 @@ class Event(Enum):
 
     CONNECTED = "connected"
     REFUSED = "refused"
+    REFUSED_MORE = "refused more"
     AUTHENTICATED = "authenticated"
     PACKED = "packed"
     PACK_CANCELLED = "pack cancelled"

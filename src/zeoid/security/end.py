@@ -166,6 +166,12 @@ class End:
         with contextlib.suppress(OSError, ValueError):
             self._tls.unwrap()
 
+    def release(self) -> None:
+        """Give OpenSSL's memory back, some 50 KB: nothing else may be called any more.
+
+        Whoever has this object may be in a cycle of references, and stay for long."""
+        del self._tls, self._incoming, self._outgoing
+
     @property
     def certificate(self) -> bytes | None:
         """The other end's, in DER, verified; None if it has shown none. To be asked when ready only."""

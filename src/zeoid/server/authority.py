@@ -10,13 +10,12 @@
 `handlers` has the calls for each set of rights, made once: a session looks up a call in a table that has
 refusals in the place of what it may not do, so what it may do takes no longer for that.
 
-Owns the failed logins of a server. Must not know where rights come from, nor what a method does.
+Who fails to get in is counted by `admission`. Must not know where rights come from, nor what a method does.
 """
 
 import base64
 import binascii
 import functools
-import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,12 @@ from zeoid.errors import Forbidden, InvalidCall
 from zeoid.security import audit
 from zeoid.security.audit import Event
 from zeoid.security.identity import Peer, printable
-from zeoid.security.roles import EVERYTHING, NOBODY, NOTHING, Policy
+from zeoid.security.roles import EVERYTHING, NOBODY, NOTHING
+from zeoid.server.admission import Admission, host_of
 from zeoid.server.methods import ANSWERED_LATER, METHODS
 from zeoid.wire.messages import SERVER_METHODS, Access, Method, Phase
 
 if TYPE_CHECKING:
-    from zeoid.server.hosted import Hosted
     from zeoid.server.session import Session
 
 #: The check of a call's arguments, what carries it out, whether it needs register, and whether its answer
@@ -65,62 +64,6 @@ def _refuse(method: Method, session: "Session") -> None:
     raise session.authority.refusal(method)
 
 
-class Admission:
-    """All of a server: the rules, and who failed to get in. Addresses count without their ports."""
-
-    def __init__(
-        self,
-        policy: Policy,
-        monotonic: Callable[[], float],
-        *,
-        per_address: int = limits.FAILED_LOGINS_PER_MINUTE,
-        of_all: int = limits.FAILED_LOGINS_OF_ALL_PER_MINUTE,
-        addresses: int = limits.FAILED_LOGIN_ADDRESSES,
-    ) -> None:
-        self.policy = policy
-        self._monotonic = monotonic
-        self._per_address = per_address
-        self._of_all = of_all
-        self._addresses = addresses
-        self._minute = 0
-        self._failures = 0
-        #: What was shown in vain. A program that shows one and the same again and again is no guesser, and
-        #: does not lock out others on its host.
-        self._shown: dict[str, set[bytes]] = {}
-
-    def follow_rules(self, storages: "Mapping[str, Hosted]") -> None:
-        """To be called now and then: sessions end that came in with other rights than they have by now."""
-        if self.policy.look():
-            for session in [session for hosted in storages.values() for session in hosted.clients]:
-                session.recheck()
-
-    def is_refused(self, where: str) -> bool:
-        """Whether what is at this address has failed too often to be heard at this time."""
-        minute = int(self._monotonic() // 60)
-        if minute != self._minute:
-            self._minute, self._failures = minute, 0
-            self._shown.clear()
-        failed = len(self._shown.get(_host(where), ()))
-        return failed >= (self._per_address if self._failures < self._of_all else 1)
-
-    def failed(self, where: str, token: str) -> None:
-        """To be called after `is_refused`."""
-        host = _host(where)
-        shown = self._shown.get(host)
-        if shown is None:
-            while len(self._shown) >= self._addresses:
-                del self._shown[next(iter(self._shown))]
-            shown = self._shown[host] = set()
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        if digest not in shown:
-            shown.add(digest)
-            self._failures += 1
-
-
-def _host(where: str) -> str:
-    return where.rpartition(":")[0] or where
-
-
 class Authority:
     """The peer of one session."""
 
@@ -130,6 +73,9 @@ class Authority:
         self.identity = admission.policy.identify(peer)
         self.granted: frozenset[Access] = NOTHING
         self._storage: str | None = None
+        #: What was asked to be told of it, in this minute.
+        self._lines = 0
+        self._minute = 0
         #: What transactions that are under way undo.
         self._undone: dict[Hashable, list[bytes]] = {}
 
@@ -138,6 +84,11 @@ class Authority:
         """Who it is, for the log."""
         name = printable(self.identity.name)
         return f"{name} at {self.peer.where}" if name else self.peer.where
+
+    @property
+    def key(self) -> str:
+        """Whose its connections are, where they are counted: its name's, or its address's if it has none."""
+        return self.identity.name or host_of(self.peer.where)
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -192,6 +143,14 @@ class Authority:
         self.granted = granted
         self.tell(Event.CONNECTED, access="read" if read_only else "write")
 
+    def may_tell(self) -> bool:
+        """Whether the server's log may have another line about what is wrong with it."""
+        told = self._admission.told
+        if told.minute != self._minute:
+            self._minute, self._lines = told.minute, 0
+        self._lines += 1
+        return told.may(self.peer.where, self._lines - 1)
+
     def may_read(self, storage: str) -> bool:
         return Access.READ in self.identity.may(storage)
 
@@ -205,6 +164,8 @@ class Authority:
     # What the audit log hears ---------------------------------------------------------------------
 
     def tell(self, event: Event, **details: Any) -> None:
+        if event is Event.REFUSED and not self._admission.audited.may(self.peer.where):
+            return
         if self._storage is not None:
             details = {"storage": self._storage, **details}
         audit.tell(event, self.peer, self.identity, **details)

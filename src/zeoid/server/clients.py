@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zeoid.commit.actions import Transaction
 
 if TYPE_CHECKING:
-    from zeoid.server.authority import Admission
+    from zeoid.server.admission import Admission
     from zeoid.server.hosted import Hosted
     from zeoid.server.streams import Grant, Streams
 

@@ -74,8 +74,10 @@ class Hosted:
         read_only: bool = False,
         transaction_timeout_s: float = limits.TRANSACTION_TIMEOUT_S,
         invalidation_log_transactions: int = limits.INVALIDATION_LOG_TRANSACTIONS,
+        blob_bytes: int = limits.BLOB_BYTES,
     ) -> None:
         self.name = name
+        self.blob_bytes = blob_bytes
         self.engine = engine
         self.read_only = read_only or engine.read_only
         self.clock = clock

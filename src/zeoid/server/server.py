@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -18,14 +18,16 @@ from zeoid import limits, system
 from zeoid.addresses import Address, TcpAddress, UnixAddress
 from zeoid.errors import ConfigurationError
 from zeoid.ports import Clock, Engine
+from zeoid.security.identity import LOCAL
 from zeoid.security.roles import Policy
 from zeoid.security.tls import ServerContexts, ServerTls
 from zeoid.server import listening
-from zeoid.server.authority import Admission
+from zeoid.server.admission import Admission, Places
 from zeoid.server.clients import Done, RunInThread
 from zeoid.server.hosted import Hosted
 from zeoid.server.streams import Streams
 from zeoid.server.transports import TlsTransport, Transport
+from zeoid.server.watching import Watch
 
 log = logging.getLogger("zeoid.server")
 
@@ -61,20 +63,37 @@ class StorageServer:
         tls: ServerTls | ServerContexts | None = None,
         policy: Policy | None = None,
         insecure: bool = False,
+        max_connections: int = limits.CONNECTIONS,
+        max_connections_each: int = limits.CONNECTIONS_PER_IDENTITY,
+        max_memory_bytes: int = limits.HELD_BYTES,
+        max_blob_bytes: int = limits.BLOB_BYTES,
+        idle_s: float = limits.IDLE_S,
     ) -> None:
         self.offer = offer
         #: What TCP connections are made with, if they have TLS.
         self.certificates = ServerContexts(tls) if isinstance(tls, ServerTls) else tls
         self._insecure = insecure
-        self.admission = Admission(policy or Policy(), (clock or SystemClock()).monotonic)
+        self.admission = Admission(
+            policy or Policy(),
+            (clock or SystemClock()).monotonic,
+            places=Places(most=max_connections, each=max_connections_each),
+        )
         self.handshake_timeout_s = handshake_timeout_s
         self.connections: set[Transport] = set()
+        self.watch = Watch(
+            self.connections,
+            self.admission.places.who,
+            self._transactions,
+            held_bytes=max_memory_bytes,
+            idle_s=idle_s,
+        )
         self.addresses: list[Address] = []
         self._listeners: list[asyncio.Server] = []
         self._sockets_made: list[tuple[str, int]] = []
         self._slow = ThreadPoolExecutor(limits.SLOW_REQUEST_THREADS, "zeoid-slow")
         self._threads: list[ThreadPoolExecutor] = [self._slow]
         self._with_blobs: ThreadPoolExecutor | None = None
+        self._with_tls: ThreadPoolExecutor | None = None
         blob_connections = self._thread("zeoid-blob-connection", limits.BLOB_STREAMS)
         self.streams = Streams(blob_connections.submit, clock or SystemClock())
         self._stopping: asyncio.Event | None = None
@@ -107,6 +126,7 @@ class StorageServer:
                 read_only=read_only,
                 transaction_timeout_s=transaction_timeout_s,
                 invalidation_log_transactions=invalidation_log_transactions,
+                blob_bytes=max_blob_bytes,
             )
 
     def _thread(self, name: str, threads: int = 1) -> ThreadPoolExecutor:
@@ -172,7 +192,7 @@ class StorageServer:
     def refuses(self, fd: int) -> bool:
         """Whether a connection can't be served, because of what is open already."""
         refuses = system.is_scarce(fd)
-        if refuses and not self._refusing:
+        if refuses and not self._refusing and self.admission.told.may(LOCAL):
             log.warning("no more connections are taken: too many files and sockets are open (`ulimit -n`)")
         self._refusing = refuses
         return refuses
@@ -209,12 +229,19 @@ class StorageServer:
             await asyncio.sleep(limits.TICK_S)
             if self.certificates is not None and self.certificates.look():
                 self._drop_revoked()
-            self.admission.follow_rules(self.storages)
+            self.admission.tick(self.storages)
+            self.watch.tick()
             for hosted in self.storages.values():
                 try:
                     hosted.tick()
                 except Exception:
                     log.exception("storage %r: a fault in the server", hosted.name)
+
+    def _transactions(self) -> Iterator[tuple[Any, int]]:
+        """The sessions and sizes of those under way."""
+        for hosted in self.storages.values():
+            for transaction in hosted.transactions.all():
+                yield transaction.owner, transaction.size_bytes
 
     def _cancel_packs(self) -> None:
         for hosted in self.storages.values():
@@ -265,6 +292,12 @@ class StorageServer:
             done(problem)
 
         self._in_thread(thread, lambda: hosted.packs.run(progress), landed)
+
+    def shake_hands(self, work: Callable[[], Any], done: Done) -> None:
+        """A part of a TLS handshake, in the one thread that does them: others are served meanwhile."""
+        if self._with_tls is None:
+            self._with_tls = self._thread("zeoid-tls")
+        self._in_thread(self._with_tls, work, done)
 
     def _in_thread(self, thread: Executor, work: Callable[[], Any], done: Done) -> None:
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ import contextlib
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -37,12 +38,13 @@ from ZODB.POSException import (
 from zeoid import limits
 from zeoid.commit.actions import State as TransactionState
 from zeoid.commit.actions import Transaction
-from zeoid.errors import Forbidden, InvalidCall, PackCancelled, PeerError, UnsendableValue
+from zeoid.commit.gathering import size_of
+from zeoid.errors import Crowded, Forbidden, InvalidCall, PackCancelled, PeerError, TooLarge, UnsendableValue
 from zeoid.security.audit import Event
 from zeoid.security.identity import Peer, printable
 from zeoid.security.roles import NOBODY
 from zeoid.server.authority import Authority
-from zeoid.server.clients import Announcement, House, Wire
+from zeoid.server.clients import Announcement, Done, House, Wire
 from zeoid.server.downloads import Downloads
 from zeoid.server.hosted import Hosted
 from zeoid.server.iterators import Iterators
@@ -73,6 +75,8 @@ _HANDED_OVER = State.HANDED_OVER
 
 #: Errors that are part of normal life: the client is told, the log is not.
 _EXPECTED = (ConflictError, POSKeyError, ReadOnlyError, UndoError, StorageTransactionError, Unsupported)
+#: … and what is told in a line.
+_ITS_OWN_FAULT = (InvalidCall, Forbidden, TooLarge)
 
 
 class Session:
@@ -92,7 +96,10 @@ class Session:
         self._gathered_bytes = 0
         self._held = False
         self._awaited: dict[Any, MessageId] = {}
+        #: Requests that take long: all, those that threads have, and those that are to come after them.
         self._slow = 0
+        self._slow_at_once = 0
+        self._slow_waiting: deque[tuple[Callable[[], Any], Done]] = deque()
         #: Objects of bulk loads since it was this session's turn. After so many it is that of others.
         self.bulk_loads = 0
         self._waits_for_turn = False
@@ -148,6 +155,16 @@ class Session:
             self._send(reply)
         return True
 
+    @property
+    def held_bytes(self) -> int:
+        """What is in memory of what it sent, but for its transactions."""
+        held = self._connection.pending_bytes
+        if self._calls:
+            held += size_of(self._calls[0])  # what came behind it came in one segment with its end
+        if self._uploads is not None:
+            held += self._uploads.queued_bytes
+        return held
+
     def pause(self) -> None:
         """The client does not read its replies: carry out no more calls until it does."""
         self._paused = True
@@ -175,15 +192,18 @@ class Session:
         self.bulk_loads = 0
         if not self._held:
             self._gathered = []
+        left = max(0, len(calls) - limits.CALLS_PER_TURN)
         try:
-            while calls and not self._paused and not self._closed:
+            while len(calls) > left and not self._paused and not self._closed:
                 if self._reads.full:
                     self._wire.stop_reading()
+                    left = 0
                     break
                 self._call(*calls.popleft())
                 if self.bulk_loads >= limits.BULK_LOAD_OIDS and calls:
-                    self._let_others_go_first()
-                    break
+                    left = len(calls)
+            if left and len(calls) == left and not self._paused and not self._closed:
+                self._let_others_go_first()
             if self._connection.state is _ASKED:
                 self._report_status()
             elif self._connection.state is _HANDED_OVER:
@@ -249,21 +269,29 @@ class Session:
             return
         if isinstance(problem, Forbidden):
             self.authority.tell(Event.REFUSED, reason=str(problem))
-        if not isinstance(problem, (InvalidCall, Forbidden, *_EXPECTED)):
-            # A storage's own words are enough, and a client that asks for what can't be fills no log.
-            if type(problem) is StorageError:
-                log.error("%s: %s failed: %s", self.label, name, printable(str(problem)))
-            else:
-                log.error("%s: %s failed", self.label, name, exc_info=problem)
         gets_in = self.registered or not isinstance(problem, Forbidden)
-        if isinstance(problem, (InvalidCall, Forbidden)) and not one_way and gets_in:
-            log.warning("%s: %s", self.label, problem)
+        if isinstance(problem, Crowded):
+            self.authority.tell(Event.REFUSED, reason=str(problem))
+        elif not (isinstance(problem, _ITS_OWN_FAULT) and (one_way or not gets_in)):
+            self._log_failure(name, problem)
         if not one_way:
             self._fault(message_id, problem)
-            if not gets_in:
+            if isinstance(problem, Crowded):
+                self.drop(str(problem))
+            elif not gets_in:
                 self.drop(f"it did not get in: {problem}")
         else:
             self.drop(str(problem) or f"{name} failed and can't be answered: {problem!r}")
+
+    def _log_failure(self, name: str, problem: Exception) -> None:
+        if isinstance(problem, _EXPECTED) or not self.authority.may_tell():
+            return
+        if isinstance(problem, _ITS_OWN_FAULT):
+            log.warning("%s: %s", self.label, problem)
+        elif type(problem) is StorageError:  # its own words are enough
+            log.error("%s: %s failed: %s", self.label, name, printable(str(problem)))
+        else:
+            log.error("%s: %s failed", self.label, name, exc_info=problem)
 
     def _breaks(self, name: str, args: Any, problem: Exception) -> bool:
         """Whether the call was an operation of a transaction, whose vote will fail with *problem* now."""
@@ -293,6 +321,7 @@ class Session:
         may_write = Access.WRITE in granted
         if not read_only and (hosted.read_only or not may_write):
             raise ReadOnlyError()
+        self._house.admission.places.settle(self._wire, self.authority.key)
         self.read_only = read_only
         self.hosted = hosted
         self.grant = Grant(hosted, read_only or not may_write, self._peer, encrypted=self._encrypted)
@@ -311,7 +340,8 @@ class Session:
 
     def set_label(self, label: str) -> None:
         printable = "".join(c if c.isprintable() else "?" for c in label[:200])
-        log.info("%s is labelled %s", self.label, printable)
+        if self.authority.may_tell():
+            log.info("%s is labelled %s", self.label, printable)
         self.label = f"{printable} {self._peer}"
 
     def recheck(self) -> None:
@@ -356,14 +386,24 @@ class Session:
 
         def done(value: Any, problem: BaseException | None) -> None:
             self._slow -= 1
+            self._slow_at_once -= 1
+            self._begin_slow()
             if self._closed:
-                self.iterators.close()
+                if not self._slow:
+                    self.iterators.close()
             elif isinstance(problem, Exception):
                 self._failed(message_id, one_way, name, (), problem)
             elif not one_way:
                 self._reply(message_id, name, value)
 
-        self.hosted.run_reading(slow.work, done)
+        self._slow_waiting.append((slow.work, done))
+        self._begin_slow()
+
+    def _begin_slow(self) -> None:
+        """Not all of them at once: others' are to find a thread, too."""
+        while self._slow_waiting and self._slow_at_once < limits.SLOW_REQUESTS_AT_ONCE:
+            self._slow_at_once += 1
+            self.hosted.run_reading(*self._slow_waiting.popleft())
 
     def _read_ended(
         self, call: tuple[MessageId, bool, str], value: Any, problem: Exception | None, was_full: bool
@@ -571,7 +611,7 @@ class Session:
         """Close the connection after what has been written so far. An empty *reason* is not logged."""
         if self._closed:
             return
-        if reason:
+        if reason and self.authority.may_tell():
             log.warning("%s dropped: %s", self.label, reason)
         gathered, self._gathered = self._gathered, None
         if gathered:
@@ -592,12 +632,16 @@ class Session:
         self._closed = True
         self._answers_loads = False
         self._connection.close()
+        self._calls.clear()
+        self._slow -= len(self._slow_waiting)
+        self._slow_waiting.clear()
         if not self._slow:
             self.iterators.close()
         self._downloads.close()
         if self._uploads is not None:
             self._uploads.close()
         if self.registered:
+            self._house.admission.places.leave(self._wire)
             self.authority.tell(Event.DISCONNECTED)
             self._house.streams.end(self.grant)
             self.hosted.disconnected(self)

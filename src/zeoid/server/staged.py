@@ -17,7 +17,7 @@ import threading
 from ZODB.POSException import StorageError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.errors import not_stored
+from zeoid.errors import TooLarge, not_stored
 from zeoid.model import StagedBlob
 from zeoid.ports import BlobWriter, Engine
 
@@ -100,6 +100,12 @@ class Staged:
             self._all.clear()
             self._count = 0
             return blobs
+
+
+def refuse_large(size_bytes: int, most_bytes: int) -> None:
+    """TooLarge if a blob is larger than it may be."""
+    if size_bytes > most_bytes:
+        raise TooLarge(f"the blob is larger than {most_bytes:,} bytes, the most that this server takes")
 
 
 class Arrival:

@@ -33,7 +33,7 @@ from zeoid.errors import InvalidCall, PeerError
 from zeoid.ports import Clock
 from zeoid.security.pipes import Pipe
 from zeoid.server.hosted import Hosted
-from zeoid.server.staged import Arrival, Staged
+from zeoid.server.staged import Arrival, Staged, refuse_large
 from zeoid.wire import streams as wire
 from zeoid.wire.streams import Get, Put
 
@@ -111,15 +111,17 @@ class Streams:
         longest = None
         with self._lock:
             of_grant = self._of.setdefault(grant, set())
-            refused = len(of_grant) >= self._most
+            refused = len(of_grant) >= self._most or self._count >= limits.BLOB_STREAMS_IN_ALL
             if not refused:
                 of_grant.add(stream)
                 self._count += 1
                 if self._count > self._most and self._idle:
                     longest = next(iter(self._idle))
                     del self._idle[longest]
+            elif not of_grant:
+                del self._of[grant]
         if refused:
-            log.warning("%s has too many blob connections", grant.label)
+            log.warning("%s has too many blob connections, or all together have", grant.label)
             stream.close()
             return
         if longest is not None:
@@ -286,6 +288,7 @@ class Stream:
             try:
                 if grant.read_only or grant.hosted.read_only:
                     raise ReadOnlyError()
+                refuse_large(put.size_bytes, grant.hosted.blob_bytes)
                 arrival = Arrival(
                     grant.staged, grant.hosted.engine, put.transaction, put.name, put.size_bytes
                 )

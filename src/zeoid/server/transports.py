@@ -1,7 +1,7 @@
 """Connections that were accepted: between the event loop and a session, plain or with TLS.
 
     with TLS     event                                           becomes
-    accepted     the handshake is done                           in use: it has a session now
+    accepted     the handshake, which a thread does, is done     in use: it has a session now
     accepted     what comes is no TLS, or none that will do      closed, after one line in the log
     accepted     nothing comes for `TLS_SILENCE_S`               closed, likewise
     accepted     `handshake_timeout_s` pass                      closed, likewise
@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from zeoid import limits
+from zeoid import limits, system
 from zeoid.errors import EncryptionError
 from zeoid.security.identity import Peer
 from zeoid.security.pipes import Pipe, TlsPipe
@@ -43,7 +43,7 @@ class Transport(asyncio.Protocol):
 
     def __init__(self, server: "StorageServer") -> None:
         self._server = server
-        self._session: Session | None = None
+        self.session: Session | None = None
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._slow_reader = False
@@ -67,7 +67,11 @@ class Transport(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server.connections.add(self)
-        self._begin(listening.where(transport))
+        where = listening.where(transport)
+        self._begin(where)
+        longest = self._server.admission.places.come(self, where)
+        if isinstance(longest, Transport):
+            longest.shed("too many others came before it has registered")
         self._deadline = asyncio.get_running_loop().call_later(
             self._server.handshake_timeout_s, self._too_slow
         )
@@ -76,29 +80,32 @@ class Transport(asyncio.Protocol):
         self._use(Peer(where))
 
     def _use(self, peer: Peer) -> None:
-        self._session = Session(self._server, self, peer, offer=self._server.offer)
+        self.session = Session(self._server, self, peer, offer=self._server.offer)
 
     def _too_slow(self) -> None:
-        if self._session is not None and not self._session.registered:
-            self._session.drop(f"did not register within {self._server.handshake_timeout_s:g} s")
+        if self.session is not None and not self.session.registered:
+            self.session.drop(f"did not register within {self._server.handshake_timeout_s:g} s")
 
     def data_received(self, data: bytes) -> None:
-        assert self._session is not None
-        self._session.receive(data)
+        assert self.session is not None
+        self.session.receive(data)
+        if len(data) >= limits.HELD_PIECE_BYTES:
+            self._server.watch.comes(len(data))
 
     def connection_lost(self, problem: Exception | None) -> None:
         self._writable = False
         if self._deadline is not None:
             self._deadline.cancel()
         self._server.connections.discard(self)
-        if self._session is not None:
-            self._session.lost(str(problem) if problem else "")
-            self._session = None
+        self._server.admission.places.leave(self)
+        if self.session is not None:
+            self.session.lost(str(problem) if problem else "")
+            self.session = None
 
     def pause_writing(self) -> None:
         self._busy_sending = True
-        if self._session is not None:
-            self._session.hold_blobs()
+        if self.session is not None:
+            self.session.hold_blobs()
         self._look_at_output()
 
     def _look_at_output(self) -> None:
@@ -111,8 +118,8 @@ class Transport(asyncio.Protocol):
             self._slow_reader = True
             if not transport.is_closing():
                 transport.pause_reading()
-            if self._session is not None:
-                self._session.pause()
+            if self.session is not None:
+                self.session.pause()
         if waiting_bytes > limits.OUTPUT_LIMIT_BYTES:
             self._give_up()
 
@@ -120,11 +127,11 @@ class Transport(asyncio.Protocol):
         self._busy_sending = False
         if self._slow_reader:
             self._slow_reader = False
-            if self._session is not None:
-                self._session.resume()
+            if self.session is not None:
+                self.session.resume()
             self._resume_reading()
-        if self._session is not None and not self._busy_sending:
-            self._session.send_blobs()
+        if self.session is not None and not self._busy_sending:
+            self.session.send_blobs()
 
     def stop_reading(self) -> None:
         self._full_session = True
@@ -160,10 +167,26 @@ class Transport(asyncio.Protocol):
 
     def _give_up(self) -> None:
         """The peer reads so little that what waits for it would fill the memory."""
-        if self._session is not None and self._transport is not None:
-            session, self._session = self._session, None
+        if self.session is not None and self._transport is not None:
+            session, self.session = self.session, None
             asyncio.get_running_loop().call_soon(session.drop, "it does not read what it is sent")
             self.abort()
+
+    # What is looked at now and then
+
+    def held_bytes(self) -> int:
+        transport, session = self._transport, self.session
+        held = 0 if transport is None else transport.get_write_buffer_size()
+        return held if session is None else held + session.held_bytes
+
+    def silent_s(self) -> float | None:
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        return None if sock is None else system.silent_s(sock)
+
+    def shed(self, reason: str) -> None:
+        if self.session is not None:
+            self.session.drop(reason)
+        self.abort()
 
     def hand_over(self, grant: Grant) -> None:
         transport = self._transport
@@ -200,7 +223,13 @@ class TlsTransport(Transport):
         self._where = ""
         self._silence: asyncio.TimerHandle | None = None
         self._certificate: bytes | None = None
+        #: Whether the end is somebody else's, or nobody's.
+        self._is_given = False
         self._refused = False
+        #: What has come of the handshake, and whether the thread that does it has some of that: nobody else
+        #: may use the end meanwhile.
+        self._arrived: list[bytes] = []
+        self._shaking = False
 
     def _begin(self, where: str) -> None:
         self._where = where
@@ -208,43 +237,70 @@ class TlsTransport(Transport):
         self._silence = asyncio.get_running_loop().call_later(silence_s, self._too_silent)
 
     def _too_slow(self) -> None:
-        if self._session is not None:
+        if self.session is not None:
             super()._too_slow()
         elif not self._refused:
             self._refuse(f"no TLS handshake within {self._server.handshake_timeout_s:g} s")
 
     def _too_silent(self) -> None:
-        if not self._refused and not self._end.begun and self._writable and self._transport is not None:
+        silent = not self._shaking and not self._end.begun
+        if silent and not self._refused and self._writable and self._transport is not None:
             self._transport.write(_WANTS_TLS)
             self._refuse("it says nothing, as a client without TLS does")
 
     def data_received(self, data: bytes) -> None:
-        if self._session is not None:
+        if self.session is not None:
             try:
                 plain = self._end.receive(data)
             except EncryptionError as problem:
-                self._session.drop(str(problem))
+                self.session.drop(str(problem))
                 return
             if self._end.has_output:
                 self._flush()
             if plain:
-                self._session.receive(plain)
+                self.session.receive(plain)
+                if len(plain) >= limits.HELD_PIECE_BYTES:
+                    self._server.watch.comes(len(plain))
             elif self._end.finished:
                 self.close()
         elif not self._refused:
-            self._shake_hands(data)
+            self._arrived.append(data)
+            if not self._shaking:
+                self._shake_hands()
 
-    def _shake_hands(self, data: bytes) -> None:
-        end = self._end
-        try:
-            plain = end.receive(data)
-        except EncryptionError as problem:
-            self._refuse(str(problem))
+    def _shake_hands(self) -> None:
+        """Have a thread see to what has come: it takes as long as twenty loads, and a flood may come."""
+        data = b"".join(self._arrived)
+        self._arrived.clear()
+        self._shaking = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._server.shake_hands(lambda: self._end.receive(data) if self._writable else b"", self._shaken)
+
+    def _shaken(self, plain: bytes, problem: BaseException | None) -> None:
+        self._shaking = False
+        transport, end = self._transport, self._end
+        if transport is None or not self._writable:
+            if self not in self._server.connections:
+                self._release()
             return
-        if not end.ready:
+        if problem is not None:
+            self._refuse(str(problem) if isinstance(problem, EncryptionError) else repr(problem))
+            return
+        if end.ready:
+            self._welcome(plain)
+        else:
             self._flush()
-            return
-        certificate = end.certificate
+        if self._writable:
+            self._resume_reading()
+        if self._arrived:
+            data = b"".join(self._arrived)
+            self._arrived.clear()
+            self.data_received(data)
+
+    def _welcome(self, plain: bytes) -> None:
+        """The handshake is done."""
+        certificate = self._end.certificate
         refusal = self._contexts.refusal(certificate)
         if refusal:
             self._refuse(refusal)
@@ -252,17 +308,30 @@ class TlsTransport(Transport):
         self._certificate = certificate
         # What the session writes now goes with the end of the handshake.
         self._use(Peer(self._where, trusted=False, encrypted=True, certificate=certificate))
-        if plain and self._session is not None:
-            self._session.receive(plain)
+        if plain and self.session is not None:
+            self.session.receive(plain)
+
+    def shed(self, reason: str) -> None:
+        if self.session is None and not self._refused:
+            self._refused = True
+            if self._may_tell():
+                log.warning("%s refused: %s", self._where, reason)
+        super().shed(reason)
+
+    def _may_tell(self) -> bool:
+        return self._server.admission.told.may(self._where)
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
-        log.warning("%s refused: %s", self._where, reason)
+        if self._may_tell():
+            log.warning("%s refused: %s", self._where, reason)
         self._flush()  # which tells the other end why
         self.close()
 
     def _flush(self) -> None:
         """Send what TLS has to say by itself."""
+        if self._shaking:
+            return
         transport, output = self._transport, self._end.output()
         if output and self._writable and transport is not None:
             transport.write(output)
@@ -282,24 +351,33 @@ class TlsTransport(Transport):
     def connection_lost(self, problem: Exception | None) -> None:
         if self._silence is not None:
             self._silence.cancel()
-        if self._session is None and not self._refused and self._end.begun:
+        if self.session is None and not self._refused and self._end.begun and self._may_tell():
             log.info("%s broke off within the TLS handshake", self._where)
         super().connection_lost(problem)
+        if not self._shaking:
+            self._release()
 
     def drop_if_revoked(self) -> None:
         """End it if its certificate is not good any more."""
         if (
-            self._session is not None
+            self.session is not None
             and self._certificate is not None
             and self._contexts.is_revoked(self._certificate)
         ):
-            self._session.drop("its certificate was revoked")
+            self.session.drop("its certificate was revoked")
 
     def _pipe(self, sock: socket.socket) -> Pipe:
+        self._is_given = True
         return TlsPipe(sock, self._end)
 
+    def _release(self) -> None:
+        """The connection is gone, and with it what TLS needs of memory, unless it is a blob connection's."""
+        if not self._is_given:
+            self._is_given = True
+            self._end.release()
+
     def close(self) -> None:
-        if self._writable and self._end.ready:
+        if self._writable and not self._shaking and self._end.ready:
             self._end.close()
             self._flush()
         super().close()

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 from ZODB.POSException import POSError, ReadOnlyError, StorageTransactionError
 
 from zeoid import limits
-from zeoid.errors import InvalidCall, not_stored
+from zeoid.errors import InvalidCall, TooLarge, not_stored
 from zeoid.model import AttachBlob, Restore, StagedBlob, Store
 from zeoid.ports import BlobWriter
 from zeoid.server.hosted import Hosted
+from zeoid.server.staged import refuse_large
 
 if TYPE_CHECKING:
     from zeoid.server.session import Session
@@ -174,6 +175,8 @@ class _Upload:
         self._pieces: list[bytes] = []
         #: What they count for.
         self._pieces_bytes = 0
+        #: Of the blob, so far.
+        self._size_bytes = 0
         #: Why nothing will come of it.
         self.problem: POSError | None = None
         self.oid = b""
@@ -183,7 +186,15 @@ class _Upload:
         self._in_thread = False
 
     def add(self, data: bytes) -> None:
-        if self.problem is None:
+        if self.problem is not None:
+            return
+        self._size_bytes += len(data)
+        try:
+            refuse_large(self._size_bytes, self._hosted.blob_bytes)
+        except TooLarge as problem:
+            self.abandon()
+            self.problem = problem
+        else:
             self._queue(data)
 
     def end(self) -> None:

@@ -84,6 +84,7 @@ class Visible:
 
     def history(self, oid: bytes, size: int) -> list[dict[str, Any]]:
         last = self._tid
+        size = min(size, limits.UNDO_ENTRIES)
         entries = [entry for entry in self._engine.history(oid, size + 1) if entry["tid"] <= last]
         return entries[:size]
 
@@ -115,15 +116,22 @@ class Visible:
 
     def undo_log(self, first: int, last: int) -> list[dict[str, Any]]:
         bound = self._tid
-        return _up_to(bound, self._engine.undo_log(first, last))
+        return _up_to(bound, self._engine.undo_log(first, _bounded(first, last)))
 
     def undo_info(self, first: int, last: int, specification: dict[str, Any] | None) -> list[dict[str, Any]]:
         bound = self._tid
-        return _up_to(bound, self._engine.undo_info(first, last, specification))
+        return _up_to(bound, self._engine.undo_info(first, _bounded(first, last), specification))
 
     def iterate(self, start: bytes | None, stop: bytes | None) -> Iterator[TransactionRecord]:
         last = self._tid
         return self._engine.iterate(start, last if stop is None else min(stop, last))
+
+
+def _bounded(first: int, last: int) -> int:
+    """*last*, or less: where it is negative, it is how many are wanted."""
+    if last < 0:
+        return max(last, -limits.UNDO_ENTRIES)
+    return min(last, first + limits.UNDO_ENTRIES)
 
 
 def _up_to(bound: bytes, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

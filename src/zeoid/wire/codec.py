@@ -4,7 +4,7 @@ A message is the four values `(message id, flag, name, args)`. Owns their shape:
 been checked to be such a quadruple; what its args may be is the business of `messages`.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sized
 from typing import Any, Final, Protocol
 
 import msgpack
@@ -44,6 +44,9 @@ class Codec(Protocol):
 
     def decode(self, data: bytes) -> Message:
         """The message in *data*. UndecodableMessage when it is none."""
+
+    def decode_long(self, data: bytes) -> Message:
+        """As `decode`, of a long message from one who may mean harm: it must not have too many values."""
 
 
 def _checked(message: Any) -> Message:
@@ -133,6 +136,13 @@ _UNPACKING: Final[dict[str, Any]] = {
 }
 
 
+_BROKEN: Final = (ValueError, TypeError, msgpack.UnpackException, RecursionError)
+
+
+def _broken(problem: BaseException) -> UndecodableMessage:
+    return UndecodableMessage(f"a broken msgpack message: {str(problem) or type(problem).__name__}")
+
+
 class MsgpackCodec:
     """M5. Lists arrive as tuples."""
 
@@ -172,6 +182,26 @@ class MsgpackCodec:
             self._pack = self._new_packer()
         return message
 
+    def decode_long(self, data: bytes) -> Message:
+        if len(data) <= limits.MESSAGE_COUNTED_BYTES:
+            return self.decode(data)
+        left = limits.MESSAGE_VALUES
+
+        def count(container: Sized) -> Sized:
+            nonlocal left
+            left -= 1 + len(container)
+            if left < 0:
+                raise UndecodableMessage(f"a message of more than {limits.MESSAGE_VALUES:,} values")
+            return container
+
+        try:
+            message = msgpack.unpackb(
+                data, **_UNPACKING, list_hook=count, object_hook=count, max_array_len=left, max_map_len=left
+            )
+        except _BROKEN as problem:
+            raise _broken(problem) from None
+        return _checked(message)
+
     def decode(self, data: bytes) -> Message:
         try:
             if len(data) > _SMALL_BYTES:
@@ -185,10 +215,9 @@ class MsgpackCodec:
                     raise UndecodableMessage("a msgpack message with something behind it")
         except BaseException as problem:
             self._renew_unpacker()
-            if not isinstance(problem, (ValueError, TypeError, msgpack.UnpackException, RecursionError)):
+            if not isinstance(problem, _BROKEN):
                 raise
-            reason = str(problem) or type(problem).__name__
-            raise UndecodableMessage(f"a broken msgpack message: {reason}") from None
+            raise _broken(problem) from None
         return _checked(message)
 
 
@@ -204,6 +233,9 @@ class PickleCodec:
 
     def decode(self, data: bytes) -> Message:
         return _checked(pickles.loads(data))
+
+    def decode_long(self, data: bytes) -> Message:
+        return _checked(pickles.loads(data, limits.PICKLE_OPCODES))
 
 
 _CODECS: Final[dict[bytes, Callable[[], Codec]]] = {b"M": MsgpackCodec, b"Z": PickleCodec}

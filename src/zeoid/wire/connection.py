@@ -45,12 +45,22 @@ class State(Enum):
 
 #: A name in a module is found faster than a member of an enumeration, which Python 3.11 looks up in Python.
 _OPEN: Final = State.OPEN
+_LONG_BYTES: Final = limits.PICKLE_COUNTED_BYTES
 
 
 class _Connection:
     """What both ends share: frames, the codec once it is agreed on, and the state."""
 
-    __slots__ = ("_decode", "_encode", "_frame_limit", "_loads_are_records", "_reader", "protocol", "state")
+    __slots__ = (
+        "_decode",
+        "_decode_long",
+        "_encode",
+        "_frame_limit",
+        "_loads_are_records",
+        "_reader",
+        "protocol",
+        "state",
+    )
 
     def __init__(self, state: State, frame_limit: int) -> None:
         self.state = state
@@ -62,6 +72,7 @@ class _Connection:
     def _agree(self, codec: Codec) -> None:
         self._encode = codec.encode
         self._decode = codec.decode
+        self._decode_long = codec.decode_long
         self.protocol = codec.name
         self.state = State.OPEN
         self._loads_are_records = codec.name == loads.CODING
@@ -70,9 +81,16 @@ class _Connection:
         """The peer is known: messages may now be as large as the limit says."""
         self._reader.limit = self._frame_limit
 
+    @property
+    def pending_bytes(self) -> int:
+        """How much of a message is held of which not all has come."""
+        return self._reader.pending_bytes
+
     def close(self) -> None:
         self.state = State.CLOSED
         self._loads_are_records = False
+        # What is left of this object may stay for long, in a cycle of references.
+        self._reader.rest = bytearray()
 
     def _require_open(self) -> None:
         if self.state is not State.OPEN:
@@ -97,7 +115,9 @@ class ServerConnection(_Connection):
         try:
             for payload in self._reader.feed(data):
                 if self.state is _OPEN:
-                    call = self._decode(payload)
+                    call = (
+                        self._decode(payload) if len(payload) <= _LONG_BYTES else self._decode_long(payload)
+                    )
                     if call[2] != REPLY:
                         calls.append(call)
                     elif call[0] != HEARTBEAT_ID:

@@ -9,6 +9,8 @@ _LENGTH = Struct(">I")
 _pack_length = _LENGTH.pack
 _read_length = _LENGTH.unpack_from
 _PREFIX = _LENGTH.size
+#: A longer message is not copied twice on its way out of the stream.
+_COPIED_BYTES = 64 * 1024
 
 
 def frame(message: bytes) -> bytes:
@@ -52,7 +54,11 @@ class FrameReader:
             stop = position + _PREFIX + length
             if stop > end:
                 break
-            messages.append(bytes(stream[position + _PREFIX : stop]))
+            if length <= _COPIED_BYTES:
+                messages.append(bytes(stream[position + _PREFIX : stop]))
+            else:
+                with memoryview(stream) as view:
+                    messages.append(bytes(view[position + _PREFIX : stop]))
             position = stop
         if stream is rest:
             del rest[:position]

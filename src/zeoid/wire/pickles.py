@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import repeat
 from struct import Struct, error
 from typing import Any, Final
 
@@ -365,17 +366,19 @@ _OPCODES: Final[dict[int, Callable[[_Machine], None]]] = {
     }.items()
 }  # fmt: skip
 _STOP: Final = ord(".")
+_ALWAYS: Final = repeat(None)
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, most_opcodes: int = 0) -> Any:
     """The value of a pickle, made of plain values, `Instance` and `UndoPrefix` only.
 
-    Time and memory are proportional to the length of *data*. UndecodableMessage for everything else.
+    Time and memory are proportional to the length of *data*, and to *most_opcodes* if there is such a bound.
+    UndecodableMessage for everything else.
     """
     machine = _Machine(data)
     opcodes = _OPCODES
     try:
-        while True:
+        for _ in range(most_opcodes) if most_opcodes else _ALWAYS:
             code = data[machine.position]
             machine.position += 1
             if code == _STOP:
@@ -384,6 +387,7 @@ def loads(data: bytes) -> Any:
                     raise UndecodableMessage("a pickle without a value, or with a class as one")
                 return value
             opcodes[code](machine)
+        raise UndecodableMessage(f"a pickle of more than {most_opcodes:,} opcodes")
     except KeyError as problem:
         raise UndecodableMessage(f"an opcode or a memo in a pickle that is not allowed: {problem}") from None
     except (IndexError, ValueError, error) as problem:
