@@ -141,13 +141,3 @@ def test_it_is_a_command(serve: Serve, tmp_path: Path) -> None:
     address = shown(serve(*on_loopback("Data.fs")).address)
     done = run("checkpoint", address, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_who_is_refused_is_told_why_in_one_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "zeoid", "checkpoint", f"127.0.0.1:{free_port()}"],
-        env=environment(), check=False, timeout=60, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("zeoid: no connection")
-    assert done.stderr.count("\n") == 1
