@@ -508,7 +508,7 @@ class TestEndurance:
         ("iterator_gc", ([-1] * 1000,)),
         ("iterator_next", (-1,)), ("blob_load", (ROOT, ROOT, -1)), ("pack", (-1e308, True)),
         ("pack", (float("nan"), True)), ("pack", (float("inf"), True)),
-        ("loadBeforeMany", ([ROOT] * 100_000, MAX_TID)),
+        ("loadBeforeMany", ([ROOT] * 20_000, MAX_TID)),
     ])  # fmt: skip
     def test_numbers(self, fortress: Fortress, name: str, args: tuple[Any, ...]) -> None:
         with fortress.local() as client:
