@@ -328,8 +328,9 @@ def test_another_name(server: BlobServer, open_client: Open, caplog: pytest.LogC
 def test_a_client_without_tls(
     server: BlobServer, open_client: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ClientError, match="the server wants TLS: this client has none"):
-        open_client(tls=None)
+    with pytest.raises(ClientError, match="the server wants TLS: this client has none") as caught:
+        open_client(tls=None, wait_timeout=60)
+    assert not isinstance(caught.value, TimedOut)  # it is told at once
     wait_until(lambda: not server.server.connections, "it is closed")
     assert "refused: it says nothing, as a client without TLS does" in lines(caplog, "zeoid.server")[0]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         command = [sys.executable, "-m", "tests.fuzz.guided", CHILD, options.target, kept, seeds]
         times = f"-max_total_time={options.seconds}"
         artifacts = f"-artifact_prefix=found-{options.target}-"
-        done = subprocess.run([*command, times, artifacts, *BOUNDS], check=False)
+        # It ends without a word, so what targets leave in its folder for temporary files is removed here.
+        env = {**os.environ, "TMPDIR": seeds}
+        done = subprocess.run([*command, times, artifacts, *BOUNDS], env=env, check=False)
         corpus.write(options.target, [file.read_bytes() for file in Path(kept).iterdir()])
     return done.returncode
 

@@ -373,6 +373,8 @@ Make = Callable[[Authority], object]
         (lambda a: ClientTls(), "TLS has no certificate of an authority"),
         (lambda a: ClientTls(key=a.file, ca=a.file), "the key of a certificate that is not named"),
         (lambda a: ClientTls(ca=str(a.folder / "none.pem")), "no such file"),
+        (lambda a: ClientTls(ca=a.write("odd.pem", a.pem.replace(b"\nM", b"\n\xe9"))), "no certificate"),
+        (lambda a: ClientTls(ca=a.write("large.pem", a.pem + bytes(limits.TLS_FILE_BYTES))), "has more than"),
     ],
 )  # fmt: skip
 def test_files_that_will_not_do(tmp_path: Path, make: Make, words: str) -> None:
@@ -457,3 +459,8 @@ def test_a_session_that_outlives_a_certificate(authority: Authority) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding
 
     assert server.refusal(certificate.public_bytes(Encoding.DER)) == "the client's certificate has expired"
+
+
+def test_a_block_that_does_not_end_hides_none_behind_it(authority: Authority) -> None:
+    file = authority.write("some.pem", b"-----BEGIN CERTIFICATE-----\n" * 3 + b"words\r\n" + authority.pem)
+    ClientContexts(ClientTls(ca=file))

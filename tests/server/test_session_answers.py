@@ -7,7 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ZODB.POSException import POSKeyError, ReadOnlyError, StorageError, StorageTransactionError
+from ZODB.POSException import (
+    POSKeyError,
+    ReadOnlyError,
+    StorageError,
+    StorageTransactionError,
+    Unsupported,
+)
 from ZODB.utils import p64
 
 from tests.server.assertions import log_lines, refuses
@@ -453,3 +459,19 @@ def test_calls_after_the_one_that_ends_the_connection_are_not_carried_out(house:
     )
     peer.read()
     assert (good.answered, late.answered) == (True, False)
+
+
+def test_what_a_storage_can_not_do_leaves_no_traceback(
+    house: MemoryHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does what it refuses in words of its own: whoever asks again and again would fill the log."""
+    peer = house.peer()
+    with pytest.raises(Unsupported, match="can't list its objects"):
+        peer.ask("record_iternext", None)
+    assert log_lines(caplog) == []
+    peer.begin()
+    peer.store(p64(1), b"")
+    with pytest.raises(StorageError, match="is empty"):
+        peer.ask("vote", 1)
+    (line,) = log_lines(caplog)
+    assert line.startswith("peer: vote failed: the data of object")
