@@ -23,6 +23,7 @@ from tests.client.scenes import OID, T1, T2, Scene, Task, at, is_cached, load, o
 from tests.client.test_prefetching import connect, expect_bulk, silent
 from tests.peers import wait_until
 from zeoid import ClientStorage, limits
+from zeoid.client.reading_ahead import _Trail
 from zeoid.testing import ScriptedConnection
 
 OBJECTS = [oid(number) for number in range(100, 160)]
@@ -188,6 +189,26 @@ def test_a_record_that_can_not_be_read_leads_nowhere(bulk: Any, data: bytes) -> 
     storage, connection = bulk
     load(storage, connection, OID, at(T1), (data, T1, None))
     silent(connection, storage)
+
+
+def test_what_may_change_at_any_moment_leads_nowhere(bulk: Any) -> None:
+    """Nothing that comes ahead could be taken from the cache for it."""
+    storage, connection = bulk
+    for each in OBJECTS[:3]:
+        loading = Task(storage.load, each)
+        connection.answer(connection.expect("loadBefore"), record(OBJECTS[10]))
+        loading.result()
+    silent(connection, storage)
+
+
+def test_a_trail_keeps_nothing_of_what_was_used() -> None:
+    trail = _Trail(OBJECTS[:3])
+    trail.oids.popleft()
+    trail.look_through(OBJECTS[0], OBJECTS[10:20])
+    for each in OBJECTS[10:20]:
+        assert trail.go_on_from(each, ())
+    assert list(trail.oids) == OBJECTS[1:3]
+    assert not trail.depths
 
 
 # How much ---------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ class _Trail:
             self.oids.rotate(-self.oids.index(oid))
         except ValueError:
             return False
-        self.oids.popleft()
+        self.depths.pop(self.oids.popleft(), None)
         for reference in references:
             self.depths.pop(reference, None)
         self.put_first(references)
@@ -107,7 +107,7 @@ class ReadAhead:
     def loaded_slowly(self, channel: Channel, oid: bytes, tid: bytes, revision: Revision | None) -> None:
         """The application has loaded *oid* from the server, which took long."""
         self.slow_loads += 1
-        if revision is None or not self._room_bytes:
+        if revision is None or not self._room_bytes or not self._view.is_settled(tid):
             return
         with self._lock:
             is_on = self.slow_loads >= limits.READ_AHEAD_SLOW_LOADS
