@@ -728,6 +728,8 @@ def test_a_client_that_does_not_read_gets_no_more_work_done(house: MemoryHouse) 
     assert early
     tid = writer.commit(A, data=b"new")
     reader.session.resume()
+    while reader.wire.callbacks:  # it is the turn of others now and then
+        reader.wire.turn()
     reader.read()
     assert [call.result[1] for call in calls] == [old] * len(early) + [tid] * (1000 - len(early))
     told_at = list(in_order(reader.events)).index("call invalidateTransaction")
