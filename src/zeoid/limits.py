@@ -261,6 +261,8 @@ HEARTBEAT_S: Final = 30.0
 UNACKNOWLEDGED_MS: Final = 30_000
 #: One-way messages of a transaction are gathered up to this size before they are sent.
 GATHER_BYTES: Final = 128 * 1024
+#: Who waits for the reply to another thread's load looks so often whether that was given up.
+FOLLOW_TICK_S: Final = 0.1
 #: Loads in flight during a prefetch.
 PREFETCH_WINDOW: Final = 500
 #: A load that takes longer comes over a slow link, and after so many in a row there is reading ahead.

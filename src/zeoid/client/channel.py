@@ -401,12 +401,12 @@ class Channel:
         own = Waiter()
         with self._roles:
             waiter.followers = [*(waiter.followers or ()), own]
-        # Its thread may be interrupted, and its end missed: look again now and then.
+        # Its thread may give up while this one reads, or be interrupted: look again now and then.
         while not (waiter.done or waiter.forgotten or self._dead is not None):
             now_s = _monotonic()
             if now_s >= deadline_s:
                 raise TimedOut(f"no reply from {self.peer} within {timeout_s:g} s")
-            self._wait(own, min(deadline_s, now_s + limits.RECEIVE_TICK_S))
+            self._wait(own, min(deadline_s, now_s + limits.FOLLOW_TICK_S))
         return waiter.done and waiter.problem is None
 
     def _wake_followers(self, waiter: Waiter) -> None:
@@ -441,6 +441,10 @@ class Channel:
             if not _of_the_connection(problem):
                 raise
         finally:
+            if waiter.followers is not None and not waiter.done:
+                # They are to ask by themselves, and not to wait for it in this thread's place.
+                waiter.forgotten = True
+                self._wake_followers(waiter)
             self._role.pop(_READER, None)
             if self._waiting:
                 self._pass_on()
